@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: MIT
+# shellcheck shell=bash
+# Measurements of the demo: everything comes from /proc and from build/outside, nothing from ballastd.
+# Sourced by demo.sh; uses its $dir, $daemon_pid, $guest_pids.
+
+declare -A r=() # the result; before.KEY and after.KEY are those of the two snapshots
+
+now_us() { echo "${EPOCHREALTIME/[.,]/}"; }
+
+mem_available_kib() { awk '/^MemAvailable:/ { print $2 }' /proc/meminfo; }
+
+pss_kib() { awk '/^Pss:/ { n += $2 } END { print n + 0 }' "$@"; }
+
+rollups() { printf '/proc/%s/smaps_rollup\n' "$@"; }
+
+sample()
+{
+	local us=$(($(now_us) - resume_us))
+
+	# shellcheck disable=SC2046
+	printf '%d.%03d,%d,%d,%d\n' $((us / 1000000)) $(((us < 0 ? -us : us) / 1000 % 1000)) \
+		"$(pss_kib $(rollups "${guest_pids[@]}"))" "$(pss_kib $(rollups "$daemon_pid"))" \
+		"$(mem_available_kib)" | { [ $us -lt 0 ] && sed 's/^0\./-0./' || cat; }
+}
+
+# CPU time of ballastd and of the agents' threads inside the VMMs. Ticks (10 ms) are what the kernel shows.
+cpu_us()
+{
+	local files=("/proc/$daemon_pid/stat") task pid
+
+	for pid in "${guest_pids[@]}"; do
+		for task in /proc/"$pid"/task/*; do
+			case $(cat "$task/comm" 2>/dev/null) in
+			ballast-agent | ballast-fault) files+=("$task/stat") ;;
+			esac
+		done
+	done
+	# Fields 14 and 15; the command name before them may hold spaces.
+	awk -v hz="$(getconf CLK_TCK)" '{ sub(/.*\) /, ""); n += $12 + $13 }
+		END { printf "%d\n", n * 1000000 / hz }' "${files[@]}"
+}
+
+status_kib() { awk -v key="$1:" '$1 == key { n += $2 } END { print n + 0 }' "${@:2}"; }
+
+slab_bytes() { awk -v name="$1" -v dflt="$2" '$1 == name { dflt = $4 } END { print dflt }' /proc/slabinfo; }
+
+# What the store holds beyond the pages that guests map: in nobody's PSS, so it is counted here.
+store_bytes()
+{
+	local fd target
+
+	for fd in /proc/"$daemon_pid"/fd/*; do
+		target=$(readlink "$fd") || continue
+		case $target in
+		*memfd:ballast-store*) stat -L -c '%i %b' "$fd" ;;
+		esac
+	done | sort -u | awk '{ n += $2 * 512 } END { print n + 0 }'
+}
+
+# Notes what processes take beside guest memory, for the snapshot @1.
+note_processes()
+{
+	local i key value
+
+	while IFS='=' read -r key value; do
+		r[$1.$key]=$value
+	done <"$dir/$1.kv"
+	for ((i = 1; i <= ${#guest_pids[@]}; i++)); do
+		r[$1.guest${i}_pss_kib]=$(pss_kib "/proc/${guest_pids[i - 1]}/smaps_rollup")
+	done
+	# shellcheck disable=SC2046
+	{
+		r[$1.guests_pss_kib]=$(pss_kib $(rollups "${guest_pids[@]}"))
+		r[$1.pte_bytes]=$(($(status_kib VmPTE $(printf '/proc/%s/status\n' "${guest_pids[@]}")) * 1024))
+	}
+	r[$1.daemon_pss_kib]=$(pss_kib "/proc/$daemon_pid/smaps_rollup")
+	# Without the store, which guests' PSS and the page frames account for.
+	r[$1.daemon_own_bytes]=$((($(awk '/^Pss_(Anon|File):/ { n += $2 } END { print n + 0 }' \
+		"/proc/$daemon_pid/smaps_rollup") + $(status_kib VmPTE "/proc/$daemon_pid/status")) * 1024))
+	r[$1.store_bytes]=$(store_bytes)
+	r[$1.mem_available_kib]=$(mem_available_kib)
+	for key in pte_bytes daemon_own_bytes store_bytes guests_pss_kib daemon_pss_kib mem_available_kib; do
+		echo "$key=${r[$1.$key]}"
+	done >>"$dir/$1.kv"
+}
+
+percent() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.2f\n", b ? 100 * a / b : 0 }'; }
+
+# See bench/README.md, "The figures".
+compute_result()
+{
+	local unused per_vma
+
+	r[dup_pages]=${r[after.dup_pages]}
+	r[merged_pages]=${r[after.merged_pages]}
+	r[merged_percent]=$(percent "${r[merged_pages]}" "${r[dup_pages]}")
+	r[zero_pages]=${r[after.zero_pages]}
+	r[zero_merged_percent]=$(percent "${r[after.zero_merged_pages]}" "${r[zero_pages]}")
+	r[saved_bytes]=$(((r[before.frames] - r[after.frames]) * 4096))
+	unused=$((r[after.store_bytes] - r[after.store_frames] * 4096))
+	r[store_unused_bytes]=$((unused > 0 ? unused : 0))
+	# A mapping is a vm_area_struct, a link to its anon_vma and a slot in a maple tree node.
+	per_vma=$(($(slab_bytes vm_area_struct 192) + $(slab_bytes anon_vma_chain 64) + 16))
+	r[vma_bytes]=$(((r[after.process_vmas] - r[before.process_vmas]) * per_vma))
+	r[pte_growth_bytes]=$((r[after.pte_bytes] - r[before.pte_bytes]))
+	r[daemon_bytes]=${r[after.daemon_own_bytes]}
+	r[overhead_bytes]=$((r[daemon_bytes] + r[store_unused_bytes] + r[vma_bytes] + r[pte_growth_bytes]))
+	r[net_saved_bytes]=$((r[saved_bytes] - r[overhead_bytes]))
+	r[cpu_seconds]=$(awk -v us=$((cpu_after_us - cpu_before_us)) 'BEGIN { printf "%.2f\n", us / 1e6 }')
+	r[seconds]=$seconds
+	# When the memory in use first came within 1 % of what was to be saved in the end.
+	r[settled_seconds]=$(awk -F, '
+		NR > 1 { t[NR] = $1; v[NR] = $2 + $3; if ($1 <= 0) first = v[NR] }
+		END {
+			near = v[NR] + (first - v[NR]) * 0.01
+			for (i = NR; i > 1 && v[i] <= near; i--) at = t[i]
+			printf "%.1f\n", at > 0 ? at : 0
+		}' "$dir/samples.csv")
+
+	result_line="RESULT demo guests=${#guest_pids[@]}"
+	for key in dup_pages merged_pages merged_percent saved_bytes net_saved_bytes cpu_seconds \
+		zero_pages zero_merged_percent seconds settled_seconds; do
+		result_line+=" $key=${r[$key]}"
+	done
+	result_line+=" before_dup_pages=${r[before.dup_pages]} before_merged_pages=${r[before.merged_pages]}"
+	echo "$result_line" >"$dir/result.txt"
+	for key in "${!r[@]}"; do
+		echo "$key=${r[$key]}"
+	done | sort >"$dir/result.kv"
+}

@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Log lines of the two mains. Libraries (ksmd/, hypervisor-hooks/, metrics/) do not log: they return
+ * negative errno, and the caller logs once.
+ *
+ * Lines go to stderr. Under systemd they carry the "<N>" priority prefix of sd-daemon(3), so the
+ * journal knows warning from notice; on a terminal they carry the word.
+ */
+#ifndef BALLAST_COMMON_LOG_H
+#define BALLAST_COMMON_LOG_H
+
+enum log_level {
+	LOG_LEVEL_ERR = 3,
+	LOG_LEVEL_WARN = 4,
+	LOG_LEVEL_INFO = 6,
+	LOG_LEVEL_DEBUG = 7,
+};
+
+/* Lines above @level are dropped. Default: LOG_LEVEL_INFO. */
+void log_set_level(enum log_level level);
+
+void log_write(enum log_level level, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+#define log_err(...)   log_write(LOG_LEVEL_ERR, __VA_ARGS__)
+#define log_warn(...)  log_write(LOG_LEVEL_WARN, __VA_ARGS__)
+#define log_info(...)  log_write(LOG_LEVEL_INFO, __VA_ARGS__)
+#define log_debug(...) log_write(LOG_LEVEL_DEBUG, __VA_ARGS__)
+
+#endif

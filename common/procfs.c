@@ -1,0 +1,190 @@
+/* SPDX-License-Identifier: MIT */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+#include "common/procfs.h"
+
+static FILE *proc_fopen(pid_t pid, const char *name)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/%d/%s", (int)pid, name);
+	return fopen(path, "re");
+}
+
+int procmaps_walk(pid_t pid, int (*fn)(const struct procmap *m, void *arg), void *arg)
+{
+	FILE *f = proc_fopen(pid, "maps");
+	char *line = NULL;
+	size_t cap = 0;
+	ssize_t n;
+	int r = 0;
+
+	if (!f)
+		return -errno;
+	while (r == 0 && (n = getline(&line, &cap, f)) > 0) {
+		struct procmap m = { 0 };
+		unsigned int maj, min;
+		char perms[5];
+		int path_at = 0;
+
+		if (line[n - 1] == '\n')
+			line[n - 1] = '\0';
+		if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %4s %" SCNx64 " %x:%x %" SCNu64 " %n",
+			   &m.start, &m.end, perms, &m.offset, &maj, &min, &m.ino, &path_at) < 7) {
+			r = -EPROTO;
+			break;
+		}
+		m.dev = makedev(maj, min);
+		m.readable = perms[0] == 'r';
+		m.writable = perms[1] == 'w';
+		m.shared = perms[3] == 's';
+		m.path = line + path_at;
+		r = fn(&m, arg);
+	}
+	if (r == 0 && ferror(f))
+		r = -EIO;
+	free(line);
+	fclose(f);
+	return r;
+}
+
+/* Reads /proc/PID/stat from field 3 on; the command name before it may hold spaces and brackets. */
+static int proc_stat_fields(pid_t pid, char *buf, size_t size, char **ret_rest)
+{
+	FILE *f = proc_fopen(pid, "stat");
+	size_t n;
+	char *p;
+
+	if (!f)
+		return -errno;
+	n = fread(buf, 1, size - 1, f);
+	fclose(f);
+	buf[n] = '\0';
+	p = strrchr(buf, ')');
+	if (!p || p[1] != ' ')
+		return -ESRCH;
+	*ret_rest = p + 2;
+	return 0;
+}
+
+int proc_starttime(pid_t pid, u64 *ret_ticks)
+{
+	char buf[1024], *p;
+	int r = proc_stat_fields(pid, buf, sizeof(buf), &p);
+
+	if (r < 0)
+		return r;
+	for (int field = 3; field < 22; field++) {
+		p = strchr(p, ' ');
+		if (!p)
+			return -EPROTO;
+		p++;
+	}
+	*ret_ticks = strtoull(p, NULL, 10);
+	return 0;
+}
+
+int proc_cpu_us(pid_t pid, u64 *ret_us)
+{
+	unsigned long long utime, stime;
+	char buf[1024], *p;
+	int r = proc_stat_fields(pid, buf, sizeof(buf), &p);
+
+	if (r < 0)
+		return r;
+	if (sscanf(p, "%*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %llu %llu", &utime, &stime) != 2)
+		return -EPROTO;
+	*ret_us = (utime + stime) * (1000000 / (u64)sysconf(_SC_CLK_TCK));
+	return 0;
+}
+
+int proc_memory(pid_t pid, struct proc_memory *ret)
+{
+	struct proc_memory m = { 0 };
+	const struct {
+		const char *key;
+		u64 *value;
+	} keys[] = {
+		{ "Rss:", &m.rss },
+		{ "Pss:", &m.pss },
+		{ "Pss_Anon:", &m.pss_anon },
+		{ "AnonHugePages:", &m.anon_huge },
+		{ "Swap:", &m.swap },
+	};
+	FILE *f = proc_fopen(pid, "smaps_rollup");
+	char line[256];
+
+	if (!f)
+		return -errno;
+	while (fgets(line, sizeof(line), f)) {
+		for (size_t i = 0; i < ARRAY_SIZE(keys); i++) {
+			size_t n = strlen(keys[i].key);
+
+			if (strncmp(line, keys[i].key, n) == 0)
+				*keys[i].value = strtoull(line + n, NULL, 10) * 1024;
+		}
+	}
+	fclose(f);
+	*ret = m;
+	return 0;
+}
+
+int proc_status_bytes(pid_t pid, const char *key, u64 *ret_bytes)
+{
+	FILE *f = proc_fopen(pid, "status");
+	size_t n = strlen(key);
+	char line[256];
+	int r = -ENOENT;
+
+	if (!f)
+		return -errno;
+	while (fgets(line, sizeof(line), f)) {
+		if (strncmp(line, key, n) == 0 && line[n] == ':') {
+			*ret_bytes = strtoull(line + n + 1, NULL, 10) * 1024;
+			r = 0;
+			break;
+		}
+	}
+	fclose(f);
+	return r;
+}
+
+int pagemap_open(pid_t pid)
+{
+	char path[64];
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/pagemap", (int)pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	return fd < 0 ? -errno : fd;
+}
+
+int pagemap_scan(int fd, u64 start, u64 end, const struct pagemap_query *q, struct page_region *vec,
+		 u32 nr, u64 *ret_walk_end)
+{
+	struct pm_scan_arg arg = {
+		.size = sizeof(arg),
+		.flags = q->flags,
+		.start = start,
+		.end = end,
+		.vec = (u64)(uintptr_t)vec,
+		.vec_len = nr,
+		.category_inverted = q->inverted,
+		.category_mask = q->all,
+		.category_anyof_mask = q->any,
+		.return_mask = q->ret_mask,
+	};
+	int n = ioctl(fd, PAGEMAP_SCAN, &arg);
+
+	if (n < 0)
+		return -errno;
+	*ret_walk_end = arg.walk_end;
+	return n;
+}

@@ -1,0 +1,343 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The agent socket. Whoever can connect speaks for its own process only: SO_PEERCRED names it, and all that it says is
+ * checked against what was asked, or against the kernel (invariant 9). A connection that breaks the protocol is closed;
+ * what its VM has merged stays accounted for until the process ends.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+#include "common/clock.h"
+#include "common/log.h"
+#include "daemon/core.h"
+#include "ksmd/store.h"
+
+#define AGENTS_MAX 1024
+/* Who connects and does not say HELLO is dropped. */
+#define HELLO_TIMEOUT_US 5000000
+/* Messages taken from one agent before the others get their turn. */
+#define MESSAGES_AT_ONCE 16
+
+struct agent {
+	struct core *core;
+	int fd;
+	pid_t pid;
+	sd_event_source *io, *hello_timer;
+	struct vm *vm; /* NULL before HELLO */
+};
+
+/* One for all agents: messages are handled one at a time. */
+static struct wire_message rx, tx;
+
+static void agent_close(struct agent *a)
+{
+	struct core *c = a->core;
+
+	if (a->vm) {
+		engine_vm_disconnect(a->vm->ksm);
+		a->vm->agent = NULL;
+	}
+	sd_event_source_disable_unref(a->io);
+	sd_event_source_disable_unref(a->hello_timer);
+	close(a->fd);
+	free(a);
+	if (c->nr_agents-- == AGENTS_MAX)
+		sd_event_source_set_enabled(c->agent_source, SD_EVENT_ON);
+}
+
+void agents_forget_vm(struct vm *vm)
+{
+	if (!vm->agent)
+		return;
+	vm->agent->vm = NULL;
+	agent_close(vm->agent);
+	vm->agent = NULL;
+}
+
+/* Names come from a stranger and go to logs, tables and labels. */
+static void clean_name(char *s)
+{
+	for (; *s; s++)
+		if (*s < ' ' || *s > '~' || *s == '"' || *s == '\\')
+			*s = '?';
+}
+
+static int refuse(struct agent *a, int err, const char *reason)
+{
+	wire_init(&tx, WIRE_REFUSE, 0, sizeof(tx.refuse));
+	memset(&tx.refuse, 0, sizeof(tx.refuse));
+	tx.refuse.error = err;
+	snprintf(tx.refuse.reason, sizeof(tx.refuse.reason), "%s", reason);
+	(void)wire_send(a->fd, &tx, -1, 0);
+	log_warn("process %d is refused: %s", (int)a->pid, reason);
+	return err;
+}
+
+static int on_hello(struct agent *a)
+{
+	struct core *c = a->core;
+	struct ksm_domain *d;
+	struct vm *vm;
+	char reason[96];
+	int r;
+
+	if (a->vm)
+		return -EPROTO;
+	if (rx.hello.version_highest < WIRE_VERSION_LOWEST || rx.hello.version_lowest > WIRE_VERSION) {
+		snprintf(reason, sizeof(reason), "no common protocol version (it speaks %u to %u, this daemon %d to %d)",
+			 rx.hello.version_lowest, rx.hello.version_highest, WIRE_VERSION_LOWEST, WIRE_VERSION);
+		return refuse(a, -EPROTO, reason);
+	}
+	if (rx.hello.page_bytes != PAGE_BYTES)
+		return refuse(a, -EPROTO, "its page size is not 4096");
+	clean_name(rx.hello.name);
+	clean_name(rx.hello.uuid);
+	r = core_vm_get(c, a->pid, rx.hello.name, rx.hello.uuid, &vm);
+	if (r < 0) {
+		snprintf(reason, sizeof(reason), "cannot look into the process: %s", strerror(-r));
+		return refuse(a, r, reason);
+	}
+	if (vm->agent)
+		return refuse(a, -EBUSY, "the process has an agent already");
+	r = engine_domain(c->engine, vm->domain, &d);
+	if (r < 0)
+		return refuse(a, r, "no store for its domain");
+	wire_init(&tx, WIRE_WELCOME, 0, sizeof(tx.welcome));
+	tx.welcome = (struct wire_welcome){ .version = WIRE_VERSION, .store_bytes = store_file_bytes(domain_store(d)) };
+	snprintf(tx.welcome.domain, sizeof(tx.welcome.domain), "%s", vm->domain);
+	r = wire_send(a->fd, &tx, store_fd_readonly(domain_store(d)), 0);
+	if (r < 0)
+		return r;
+	a->hello_timer = sd_event_source_disable_unref(a->hello_timer);
+	a->vm = vm;
+	vm->agent = a;
+	vm->cpu_us_seen = vm->guest_faults_seen = 0;
+	engine_vm_connect(vm->ksm, vm);
+	log_info("VM %s (pid %d) is connected, domain %s, share %s", vm->name, (int)vm->pid, vm->domain,
+		 share_mode_name(vm->share));
+	return 0;
+}
+
+/* Counters of an agent run since its process began; only their growth is added, and never a step back. */
+static u64 growth(u64 now, u64 *seen)
+{
+	u64 by = now > *seen ? now - *seen : 0;
+
+	*seen = MAX(*seen, now);
+	return by;
+}
+
+static int on_done(struct vm *vm)
+{
+	static struct ksm_segment segments[WIRE_PAGES_MAX];
+	u32 nr = wire_count(&rx);
+	u64 cpu = growth(rx.done.cpu_us, &vm->cpu_us_seen);
+
+	/* An agent that claims an hour of CPU would stop the scan of all VMs: what one request can cost is bounded. */
+	vm->cpu_us += MIN(cpu, (u64)1000000);
+	vm->guest_faults += growth(rx.done.wait_faults + rx.done.fill_faults, &vm->guest_faults_seen);
+	for (u32 i = 0; i < nr; i++)
+		segments[i] = (struct ksm_segment){ rx.segments[i].hva, rx.segments[i].nr_pages, rx.segments[i].status };
+	return engine_done(vm->ksm, rx.h.seq, segments, nr);
+}
+
+static int on_discard(struct vm *vm)
+{
+	int r = 0;
+
+	for (u32 i = 0; r == 0 && i < wire_count(&rx); i++)
+		r = engine_discard(vm->ksm, rx.ranges[i].hva, rx.ranges[i].bytes);
+	return r;
+}
+
+static int on_region_add(struct vm *vm)
+{
+	int r = engine_region_add(vm->ksm, rx.region.hva, rx.region.bytes);
+
+	if (r == 0)
+		log_info("VM %s: %llu MiB of guest memory", vm->name, (unsigned long long)(rx.region.bytes >> 20));
+	else
+		log_warn("VM %s: region of %llu MiB refused: %s", vm->name,
+			 (unsigned long long)(rx.region.bytes >> 20), strerror(-r));
+	/* Its own mistake, or no memory here: the region is not watched, and nothing else is lost. */
+	return r == -EPROTO ? r : 0;
+}
+
+static int handle(struct agent *a)
+{
+	struct vm *vm = a->vm;
+
+	if (rx.h.type == WIRE_HELLO)
+		return on_hello(a);
+	if (!vm)
+		return -EPROTO;
+	switch (rx.h.type) {
+	case WIRE_REGION_ADD:
+		return on_region_add(vm);
+	case WIRE_REGION_DEL:
+		return engine_region_del(vm->ksm, rx.range.hva, rx.range.bytes);
+	case WIRE_DISCARD:
+		return on_discard(vm);
+	case WIRE_DONE:
+		return on_done(vm);
+	default:
+		return -EPROTO;
+	}
+}
+
+static int on_message(sd_event_source *s, int fd, uint32_t revents, void *arg)
+{
+	struct agent *a = arg;
+	struct core *c = a->core;
+	const char *who = a->vm ? a->vm->name : "not introduced";
+	const char *why = "message out of place";
+	int passed_fd, r = 0;
+
+	for (int i = 0; r == 0 && i < MESSAGES_AT_ONCE; i++) {
+		why = "message out of place";
+		r = wire_recv(fd, &rx, &passed_fd, &why);
+		if (r == 0 && passed_fd >= 0) {
+			close(passed_fd); /* only a daemon sends descriptors */
+			why = "a descriptor from an agent";
+			r = -EPROTO;
+		}
+		if (r == 0)
+			r = handle(a);
+	}
+	if (r < 0 && r != -EAGAIN) {
+		if (r == -EPROTO) {
+			c->protocol_errors++;
+			log_warn("agent of process %d (%s) breaks the protocol: %s; connection closed", (int)a->pid, who, why);
+		} else if (a->vm) {
+			log_info("VM %s (pid %d): agent disconnected (%s)", who, (int)a->pid, strerror(-r));
+		}
+		agent_close(a);
+	}
+	core_kick(c);
+	return 0;
+}
+
+static int on_hello_timeout(sd_event_source *s, uint64_t usec, void *arg)
+{
+	struct agent *a = arg;
+
+	log_warn("process %d connected to the agent socket and said nothing; connection closed", (int)a->pid);
+	agent_close(a);
+	return 0;
+}
+
+static int on_connection(sd_event_source *s, int listen_fd, uint32_t revents, void *arg)
+{
+	struct core *c = arg;
+	struct ucred cred;
+	socklen_t len = sizeof(cred);
+	struct agent *a;
+	int fd = accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+
+	if (fd < 0)
+		return 0;
+	a = calloc(1, sizeof(*a));
+	if (!a || getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0 || cred.pid <= 0) {
+		free(a);
+		close(fd);
+		return 0;
+	}
+	a->core = c;
+	a->fd = fd;
+	a->pid = cred.pid;
+	/* At the limit nobody is accepted; those who wait, wait in the backlog. */
+	if (++c->nr_agents == AGENTS_MAX)
+		sd_event_source_set_enabled(c->agent_source, SD_EVENT_OFF);
+	if (sd_event_add_io(c->event, &a->io, fd, EPOLLIN, on_message, a) < 0 ||
+	    sd_event_add_time(c->event, &a->hello_timer, CLOCK_MONOTONIC, now_us() + HELLO_TIMEOUT_US, 0,
+			      on_hello_timeout, a) < 0)
+		agent_close(a);
+	return 0;
+}
+
+int agents_start(struct core *c)
+{
+	struct sockaddr_un addr = { .sun_family = AF_UNIX };
+	const char *path = c->config.agent_socket;
+	int r;
+
+	c->agent_fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (c->agent_fd < 0)
+		return -errno;
+	snprintf(addr.sun_path, sizeof(addr.sun_path), "%s", path);
+	/* We hold the lock of the run folder: a socket that is there is a dead daemon's. */
+	unlink(path);
+	if (bind(c->agent_fd, (struct sockaddr *)&addr, sizeof(addr)) < 0 || chmod(path, c->config.agent_socket_mode) < 0 ||
+	    listen(c->agent_fd, 64) < 0) {
+		r = -errno;
+		log_err("cannot listen on %s: %s ([daemon] agent_socket = another)", path, strerror(-r));
+		return r;
+	}
+	return sd_event_add_io(c->event, &c->agent_source, c->agent_fd, EPOLLIN, on_connection, c);
+}
+
+void agents_stop(struct core *c)
+{
+	for (struct vm *vm = c->vms; vm; vm = vm->next)
+		if (vm->agent)
+			agent_close(vm->agent);
+	c->agent_source = sd_event_source_disable_unref(c->agent_source);
+	if (c->agent_fd >= 0) {
+		close(c->agent_fd);
+		unlink(c->config.agent_socket);
+	}
+	c->agent_fd = -1;
+}
+
+/* --- the engine's side ----------------------------------------------------------------------------------------- */
+
+_Static_assert(ENGINE_RUNS_MAX <= WIRE_RUNS_MAX && ENGINE_PAGES_MAX <= WIRE_PAGES_MAX, "a request fits in a message");
+
+static int send_merge(void *conn, u32 seq, const struct ksm_run *runs, u32 nr)
+{
+	struct vm *vm = conn;
+
+	wire_init(&tx, WIRE_MERGE, seq, nr * sizeof(tx.runs[0]));
+	for (u32 i = 0; i < nr; i++)
+		tx.runs[i] = (struct wire_run){
+			.hva = runs[i].hva,
+			.store_offset = runs[i].store_offset,
+			.nr_pages = runs[i].nr_pages,
+			.kind = runs[i].zero ? WIRE_RUN_ZERO : WIRE_RUN_STORE,
+		};
+	return wire_send(vm->agent->fd, &tx, -1, 0);
+}
+
+static int send_unmerge(void *conn, u32 seq, const struct ksm_range *ranges, u32 nr)
+{
+	struct vm *vm = conn;
+
+	wire_init(&tx, WIRE_UNMERGE, seq, nr * sizeof(tx.ranges[0]));
+	for (u32 i = 0; i < nr; i++)
+		tx.ranges[i] = (struct wire_range){ ranges[i].hva, ranges[i].bytes };
+	return wire_send(vm->agent->fd, &tx, -1, 0);
+}
+
+static void note_blocked(void *conn, bool blocked)
+{
+	const struct vm *vm = conn;
+
+	if (!vm)
+		return;
+	if (blocked)
+		log_warn("VM %s (pid %d) does not let its memory be read; it is left alone until it does", vm->name,
+			 (int)vm->pid);
+	else
+		log_info("VM %s (pid %d) can be read again", vm->name, (int)vm->pid);
+}
+
+const struct engine_ops agent_engine_ops = {
+	.merge = send_merge,
+	.unmerge = send_unmerge,
+	.blocked = note_blocked,
+};

@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The table behind the configuration, for config.c alone: one row for each key says how its value is
+ * parsed, its range, its default and the reason for it. Parsing, defaults, error texts and `ballastd
+ * --print-config` all come from the rows.
+ */
+#ifndef BALLAST_DAEMON_CONFIG_TABLE_H
+#define BALLAST_DAEMON_CONFIG_TABLE_H
+
+#include "common/parse.h"
+#include "daemon/config.h"
+
+enum section {
+	SEC_DAEMON,
+	SEC_METRICS,
+	SEC_SCAN,
+	SEC_STORE,
+	SEC_VM,
+	NR_SECTIONS,
+	SEC_NONE
+};
+
+extern const char *const config_section_names[NR_SECTIONS];
+
+/*
+ * Value types. Exactly one of @words (a choice), @number (with its range in the setting) and @check
+ * (text whose length is in the range) is set.
+ */
+struct word {
+	const char *word;
+	u64 value;
+};
+
+struct value_type {
+	const char *accepts;	  /* completes "... is not" */
+	const struct word *words; /* the first word of a value is the one that is printed */
+	int (*number)(const char *s, u64 *ret);
+	const char *(*number_text)(char buf[PARSE_TEXT_MAX], u64 value);
+	int (*check)(const char *s);
+};
+
+struct setting {
+	enum section section;
+	const char *key;
+	const struct value_type *type;
+	size_t offset, size; /* in struct config, or in struct config_vm for SEC_VM */
+	u64 min, max;	     /* of a number; of the length of a text; max 0: no bounds */
+	const char
+		*def; /* parsed like a value of a file; NULL: derived, see config_derive_paths() */
+	const char *reason;
+};
+
+#define CONFIG_NR_SETTINGS 15
+extern const struct setting config_settings[];
+
+/* Parses @text into its member of @base (struct config, or struct config_vm for SEC_VM). 0, -EINVAL or
+ * -ERANGE, and then @base is untouched. */
+int config_set(const struct setting *s, void *base, const char *text);
+
+/* "10ms to 1h": completes "accepted: ". */
+void config_range_text(const struct setting *s, char *buf, size_t size);
+
+/* The defaults without the paths that follow from run_dir; and those, where no file has set them. */
+void config_set_defaults(struct config *c);
+void config_derive_paths(struct config *c);
+
+#endif

@@ -1,0 +1,381 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Requests in, replies out.
+ *
+ * What sharing saves, in pages. A domain's store holds store_pages, and store_refs guest pages map them;
+ * so each shared guest page carries store_pages / store_refs of a page, and the rest of it is saved:
+ *
+ *   VM:    saved = shared_pages * (1 - store_pages / store_refs) + zero_pages
+ *          net   = saved - overhead_bytes
+ *   total: saved = sum of shared_pages - sum of store_pages + sum of zero_pages
+ *          net   = saved - sum of overhead_bytes - sum of (index_bytes + store_meta_bytes)
+ *
+ * A VM's overhead_bytes is what exists for this VM alone. A domain's index and store tables serve all its VMs,
+ * so only the total carries them; so it is less than the sum over the VMs. The total also carries store
+ * pages that no guest maps any more. All of these are signed: sharing that does not pay says so.
+ */
+#include <errno.h>
+#include <jansson.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "common/procfs.h"
+#include "daemon/control_reply.h"
+
+/* The members of view.h that are plain u64, by name. */
+struct field {
+	const char *name;
+	size_t offset;
+};
+
+#define HOST(m)                                   \
+	{                                         \
+#m, offsetof(struct host_view, m) \
+	}
+#define VM(m)                                   \
+	{                                       \
+#m, offsetof(struct vm_view, m) \
+	}
+#define DOMAIN(m)                                   \
+	{                                           \
+#m, offsetof(struct domain_view, m) \
+	}
+
+static const struct field host_fields[] = {
+	HOST(uptime_us),
+	HOST(cpu_us_total),
+	HOST(daemon_rss_bytes),
+	HOST(reloads_total),
+	HOST(reload_errors_total),
+	HOST(protocol_errors_total),
+	HOST(blocked_readers_total),
+};
+
+static const struct field vm_fields[] = {
+	VM(configured_bytes),	   VM(shared_pages),	     VM(zero_pages),
+	VM(broken_pages),	   VM(candidate_pages),	     VM(mappings),
+	VM(overhead_bytes),	   VM(scanned_pages_total),  VM(hashed_pages_total),
+	VM(merged_pages_total),	   VM(zeroed_pages_total),   VM(broken_pages_total),
+	VM(discarded_pages_total), VM(unmerged_pages_total), VM(failed_pages_total),
+	VM(pinned_pages_total),	   VM(passes_total),	     VM(agent_cpu_us_total),
+	VM(guest_faults_total),
+};
+
+static const struct field domain_fields[] = {
+	DOMAIN(store_pages), DOMAIN(store_refs),       DOMAIN(index_entries),
+	DOMAIN(index_bytes), DOMAIN(store_meta_bytes),
+};
+
+/* JSON text is UTF-8, but a VM's name is whatever its VMM said. */
+static json_t *text_json(const char *s, size_t size)
+{
+	size_t len = strnlen(s, size);
+	json_t *j = json_stringn(s, len);
+	char ascii[128];
+
+	if (j)
+		return j;
+	len = MIN(len, sizeof(ascii));
+	for (size_t i = 0; i < len; i++)
+		ascii[i] = (s[i] & 0x80) ? '?' : s[i];
+	return json_stringn(ascii, len);
+}
+#define TEXT(array) text_json(array, sizeof(array))
+
+/* Takes over @value; 0 or -1, also when @value could not be made. */
+static int put(json_t *object, const char *key, json_t *value)
+{
+	return json_object_set_new(object, key, value);
+}
+
+static json_t *u64_json(u64 value)
+{
+	return json_integer((json_int_t)MIN(value, (u64)INT64_MAX));
+}
+
+static int put_fields(json_t *object, const struct field *fields, size_t nr, const void *base)
+{
+	int r = 0;
+
+	for (size_t i = 0; i < nr; i++) {
+		u64 value;
+
+		memcpy(&value, (const char *)base + fields[i].offset, sizeof(value));
+		r |= put(object, fields[i].name, u64_json(value));
+	}
+	return r;
+}
+
+static s64 vm_saved_bytes(const struct view *v, const struct vm_view *vm)
+{
+	s64 pages = (s64)vm->zero_pages;
+
+	for (u32 i = 0; i < v->nr_domains; i++) {
+		const struct domain_view *d = &v->domains[i];
+
+		if (strcmp(d->name, vm->domain) != 0 || d->store_refs == 0)
+			continue;
+		pages += (s64)((__int128)vm->shared_pages *
+			       ((s64)d->store_refs - (s64)d->store_pages) / (s64)d->store_refs);
+	}
+	return pages * (s64)PAGE_BYTES;
+}
+
+/* Sums of what the VMs' objects hold; resident counts the VMs that could be read. */
+struct totals {
+	s64 configured, resident, shared, zero, saved, overhead;
+};
+
+static json_t *vm_json(const struct view *v, const struct vm_view *vm, struct totals *t)
+{
+	s64 saved = vm_saved_bytes(v, vm);
+	struct proc_memory mem;
+	json_t *j = json_object();
+	int r = 0;
+
+	r |= put(j, "name", TEXT(vm->name));
+	r |= put(j, "uuid", TEXT(vm->uuid));
+	r |= put(j, "domain", TEXT(vm->domain));
+	r |= put(j, "share", TEXT(vm->share));
+	r |= put(j, "pid", json_integer(vm->pid));
+	r |= put(j, "connected", json_boolean(vm->connected));
+	r |= put(j, "unmerged", json_boolean(vm->unmerged));
+	r |= put_fields(j, vm_fields, ARRAY_SIZE(vm_fields), vm);
+	/* Absent when the VMM has ended meanwhile. */
+	if (proc_memory(vm->pid, &mem) == 0) {
+		r |= put(j, "resident_bytes", u64_json(mem.pss));
+		t->resident += (s64)mem.pss;
+	}
+	r |= put(j, "shared_bytes", u64_json(vm->shared_pages * PAGE_BYTES));
+	r |= put(j, "zero_bytes", u64_json(vm->zero_pages * PAGE_BYTES));
+	r |= put(j, "saved_bytes", json_integer(saved));
+	r |= put(j, "net_saved_bytes", json_integer(saved - (s64)vm->overhead_bytes));
+	t->configured += (s64)vm->configured_bytes;
+	t->shared += (s64)(vm->shared_pages * PAGE_BYTES);
+	t->zero += (s64)(vm->zero_pages * PAGE_BYTES);
+	t->overhead += (s64)vm->overhead_bytes;
+	if (r < 0) {
+		json_decref(j);
+		return NULL;
+	}
+	return j;
+}
+
+static json_t *domain_json(const struct domain_view *d)
+{
+	json_t *j = json_object();
+
+	if (put(j, "name", TEXT(d->name)) < 0 ||
+	    put_fields(j, domain_fields, ARRAY_SIZE(domain_fields), d) < 0) {
+		json_decref(j);
+		return NULL;
+	}
+	return j;
+}
+
+static json_t *host_json(const struct host_view *h)
+{
+	json_t *j = json_object();
+
+	if (put(j, "scanning", json_boolean(h->scanning)) < 0 ||
+	    put(j, "scan_cpu_permille", u64_json(h->scan_cpu_permille)) < 0 ||
+	    put_fields(j, host_fields, ARRAY_SIZE(host_fields), h) < 0) {
+		json_decref(j);
+		return NULL;
+	}
+	return j;
+}
+
+static json_t *totals_json(const struct view *v, struct totals *t)
+{
+	s64 store = 0;
+	s64 net;
+
+	for (u32 i = 0; i < v->nr_domains; i++) {
+		store += (s64)(v->domains[i].store_pages * PAGE_BYTES);
+		t->overhead += (s64)(v->domains[i].index_bytes + v->domains[i].store_meta_bytes);
+	}
+	t->saved = t->shared + t->zero - store;
+	net = t->saved - t->overhead;
+	return json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "configured_bytes",
+			 (json_int_t)t->configured, "resident_bytes", (json_int_t)t->resident,
+			 "shared_bytes", (json_int_t)t->shared, "zero_bytes", (json_int_t)t->zero,
+			 "store_bytes", (json_int_t)store, "saved_bytes", (json_int_t)t->saved,
+			 "overhead_bytes", (json_int_t)t->overhead, "net_saved_bytes",
+			 (json_int_t)net);
+}
+
+static json_t *view_json(const struct view *v)
+{
+	json_t *j = json_object(), *vms = json_array(), *domains = json_array();
+	struct totals t = {0};
+	int r = 0;
+
+	for (u32 i = 0; i < v->nr_vms; i++)
+		r |= json_array_append_new(vms, vm_json(v, &v->vms[i], &t));
+	for (u32 i = 0; i < v->nr_domains; i++)
+		r |= json_array_append_new(domains, domain_json(&v->domains[i]));
+	r |= put(j, "ok", json_true());
+	r |= put(j, "host", host_json(&v->host));
+	r |= put(j, "vms", vms);
+	r |= put(j, "domains", domains);
+	r |= put(j, "total", totals_json(v, &t));
+	if (r < 0) {
+		json_decref(j);
+		return NULL;
+	}
+	return j;
+}
+
+/* Compact and on one line, so that a line is a reply. Takes over @j, which may be NULL. */
+static char *reply_text(json_t *j)
+{
+	char *json = j ? json_dumps(j, JSON_COMPACT) : NULL;
+	char *line = NULL;
+
+	if (json && asprintf(&line, "%s\n", json) < 0)
+		line = NULL;
+	free(json);
+	json_decref(j);
+	return line;
+}
+
+char *control_reply_error(const char *fmt, ...)
+{
+	char text[256];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof(text), fmt, ap);
+	va_end(ap);
+	return reply_text(json_pack("{s:b,s:o}", "ok", 0, "error", TEXT(text)));
+}
+
+static char *reply_ok(void)
+{
+	return reply_text(json_pack("{s:b}", "ok", 1));
+}
+
+static char *do_status(const struct control_ops *ops, void *core, const char *vm)
+{
+	struct view v = {0};
+	char *line;
+	int r = ops->view(core, &v);
+
+	if (r < 0)
+		return control_reply_error("cannot gather the status: %s", strerror(-r));
+	line = reply_text(view_json(&v));
+	view_free(&v);
+	return line;
+}
+
+static char *do_pause(const struct control_ops *ops, void *core, const char *vm)
+{
+	int r = ops->set_paused(core, true);
+
+	return r < 0 ? control_reply_error("cannot pause: %s", strerror(-r)) : reply_ok();
+}
+
+static char *do_resume(const struct control_ops *ops, void *core, const char *vm)
+{
+	int r = ops->set_paused(core, false);
+
+	return r < 0 ? control_reply_error("cannot resume: %s", strerror(-r)) : reply_ok();
+}
+
+/* What an error of unmerge and share means to whoever asked. */
+static char *vm_error(const char *command, const char *vm, int error)
+{
+	/* The name is the client's own, but it ends up in a log or on a terminal. */
+	int len = (int)strnlen(vm, 80);
+
+	switch (error) {
+	case -ENOENT:
+		return control_reply_error("no VM has the name, UUID or PID \"%.*s\" (ballastctl "
+					   "status lists them)",
+					   len, vm);
+	case -ENOTCONN:
+		return control_reply_error("the agent of VM \"%.*s\" is not connected (it comes "
+					   "back within seconds, or the VM has ended)",
+					   len, vm);
+	default:
+		return control_reply_error("cannot %s \"%.*s\": %s", command, len, vm,
+					   strerror(-error));
+	}
+}
+
+static char *do_unmerge(const struct control_ops *ops, void *core, const char *vm)
+{
+	u64 pages = 0;
+	int r = ops->unmerge(core, vm, &pages);
+
+	if (r < 0)
+		return vm_error("unmerge", vm, r);
+	return reply_text(json_pack("{s:b,s:o}", "ok", 1, "pages", u64_json(pages)));
+}
+
+static char *do_share(const struct control_ops *ops, void *core, const char *vm)
+{
+	int r = ops->share(core, vm);
+
+	return r < 0 ? vm_error("share", vm, r) : reply_ok();
+}
+
+static const struct command {
+	const char *name;
+	bool needs_vm;
+	char *(*run)(const struct control_ops *ops, void *core, const char *vm);
+} commands[] = {
+	{"status", false, do_status},  {"pause", false, do_pause}, {"resume", false, do_resume},
+	{"unmerge", true, do_unmerge}, {"share", true, do_share},
+};
+
+char *control_reply(const struct control_ops *ops, void *core, const char *request, size_t len,
+		    bool *ret_malformed)
+{
+	const struct command *cmd = NULL;
+	const char *name, *vm = NULL;
+	char *line = NULL, pid[24];
+	json_error_t error;
+	json_t *j = NULL, *arg;
+
+	*ret_malformed = true;
+	if (memchr(request, '\0', len))
+		return control_reply_error("the request holds a NUL byte");
+	/* jansson bounds the depth of nesting itself (2048) and refuses bad UTF-8. */
+	j = json_loadb(request, len, JSON_REJECT_DUPLICATES, &error);
+	if (!j)
+		return control_reply_error("the request is not JSON: %s", error.text);
+	name = json_string_value(json_object_get(j, "command"));
+	if (!name) {
+		line = control_reply_error("the request is not an object with a \"command\"");
+		goto out;
+	}
+	*ret_malformed = false;
+	for (size_t i = 0; i < ARRAY_SIZE(commands) && !cmd; i++) {
+		if (strcmp(commands[i].name, name) == 0)
+			cmd = &commands[i];
+	}
+	if (!cmd) {
+		line = control_reply_error("unknown command \"%.60s\" (known: status, pause, "
+					   "resume, unmerge, share)",
+					   name);
+		goto out;
+	}
+	arg = json_object_get(j, "vm");
+	if (json_is_integer(arg)) { /* a PID, from a client that takes numbers for numbers */
+		snprintf(pid, sizeof(pid), "%lld", (long long)json_integer_value(arg));
+		vm = pid;
+	} else {
+		vm = json_string_value(arg);
+	}
+	if (cmd->needs_vm && (!vm || !*vm)) {
+		line = control_reply_error("%s needs \"vm\": a name, UUID or PID", name);
+		goto out;
+	}
+	line = cmd->run(ops, core, vm);
+out:
+	json_decref(j);
+	return line;
+}

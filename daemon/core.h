@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The daemon's own state. How the files divide it:
+ *
+ *   main.c      arguments, signals, start and stop
+ *   core.c      the VM registry, pacing of the engine, reload, what the control socket asks for
+ *   agents.c    the agent socket: connections, messages
+ *   recovery.c  what a restarted daemon must know: the state file, finding the stores again
+ *   publish.c   the view (view.h), and its copy for the metrics thread, handed over by RCU
+ *
+ * One thread runs all of it, on an sd-event loop. Other threads: readers (ksmd/reader.h) and HTTP (metrics/http.h).
+ */
+#ifndef BALLAST_DAEMON_CORE_H
+#define BALLAST_DAEMON_CORE_H
+
+#include <systemd/sd-event.h>
+#include "daemon/config.h"
+#include "daemon/control.h"
+#include "daemon/pacing.h"
+#include "daemon/view.h"
+#include "hypervisor-hooks/wire.h"
+#include "ksmd/engine.h"
+#include "metrics/http.h"
+
+struct agent;
+struct core;
+
+struct vm {
+	struct core *core;
+	struct vm *next;
+	char name[WIRE_NAME_MAX], uuid[WIRE_UUID_MAX], domain[CONFIG_NAME_MAX];
+	pid_t pid;
+	u64 starttime; /* with the pid: this process and no other */
+	int pidfd;
+	sd_event_source *exit_source;
+	struct agent *agent; /* NULL: not connected */
+	struct ksm_vm *ksm;
+	enum share_mode share;
+	u64 cpu_us, cpu_us_seen; /* of its agents: in all, and of the present connection */
+	u64 guest_faults, guest_faults_seen;
+};
+
+struct core {
+	const char *config_path;
+	bool config_must_exist;
+	struct config config;
+	sd_event *event;
+	struct engine *engine;
+	struct vm *vms;
+	u32 nr_vms;
+	bool paused;
+	u64 started_us;
+	u64 gone_cpu_us; /* used by agents of VMs that are gone */
+	u64 reloads, reload_errors, protocol_errors;
+
+	struct pacing pacing;
+	sd_event_source *work_timer, *publish_timer, *recovery_timer;
+
+	int lock_fd, agent_fd;
+	sd_event_source *agent_source;
+	u32 nr_agents;
+	struct control *control;
+	struct mx_http *http;
+	struct published *published; /* RCU */
+	struct recovery *recovery;   /* NULL: complete */
+};
+
+/* core.c */
+int core_start(struct core *c); /* @c->config and @c->event are set; logs what is wrong */
+void core_stop(struct core *c);
+void core_reload(struct core *c);
+void core_kick(struct core *c); /* there may be work: run the engine as soon as the budget allows */
+/* Finds the VM of a process, or adds it. */
+int core_vm_get(struct core *c, pid_t pid, const char *name, const char *uuid, struct vm **ret);
+u64 core_cpu_us(const struct core *c);
+
+/* agents.c */
+int agents_start(struct core *c);
+void agents_stop(struct core *c);
+void agents_forget_vm(struct vm *vm); /* the VM goes; its connection, if any, is closed */
+extern const struct engine_ops agent_engine_ops;
+
+/* recovery.c */
+int recovery_start(struct core *c);
+void recovery_free(struct core *c);
+/* The domain that a process's memory is merged in since before the restart; NULL: none. */
+const char *recovery_domain(const struct core *c, pid_t pid, u64 starttime);
+void recovery_save(struct core *c);
+
+/* publish.c */
+int core_view(struct core *c, struct view *ret);
+int publish_start(struct core *c);
+void publish_stop(struct core *c);
+
+#endif

@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: MIT */
+/* ballastd: arguments, signals, start and stop. */
+#include <errno.h>
+#include <getopt.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <systemd/sd-daemon.h>
+#include <unistd.h>
+#include "common/log.h"
+#include "daemon/core.h"
+#include "daemon/exporter.h"
+
+static void usage(FILE *f)
+{
+	fprintf(f, "usage: ballastd [--config FILE] [--check-config]\n"
+		   "  --config FILE    default " CONFIG_DEFAULT_PATH ", and the *.conf of conf.d/ beside it\n"
+		   "  --check-config   read the configuration, say what is wrong with it, and end\n"
+		   "  --version, --help\n"
+		   "SIGHUP reloads the configuration, SIGTERM stops; VMs run on as they are.\n");
+}
+
+static int on_sighup(sd_event_source *s, const struct signalfd_siginfo *si, void *arg)
+{
+	sd_notify(0, "RELOADING=1");
+	core_reload(arg);
+	sd_notify(0, "READY=1");
+	return 0;
+}
+
+static int add_signals(struct core *c)
+{
+	sigset_t set;
+	int r;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGHUP);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	signal(SIGPIPE, SIG_IGN);
+	r = sd_event_add_signal(c->event, NULL, SIGTERM, NULL, NULL);
+	if (r >= 0)
+		r = sd_event_add_signal(c->event, NULL, SIGINT, NULL, NULL);
+	if (r >= 0)
+		r = sd_event_add_signal(c->event, NULL, SIGHUP, on_sighup, c);
+	return r;
+}
+
+static int run(struct core *c)
+{
+	int r = sd_event_default(&c->event);
+
+	if (r < 0)
+		return r;
+	r = add_signals(c);
+	if (r >= 0)
+		r = core_start(c);
+	if (r >= 0) {
+		sd_event_set_watchdog(c->event, true);
+		log_info("ballastd " BALLAST_VERSION " is ready: %s", c->config.agent_socket);
+		sd_notify(0, "READY=1");
+		r = sd_event_loop(c->event);
+		sd_notify(0, "STOPPING=1");
+		log_info("stopping; merged memory stays merged");
+	}
+	core_stop(c);
+	sd_event_unref(c->event);
+	return r;
+}
+
+int main(int argc, char **argv)
+{
+	static const struct option options[] = {
+		{ "config", required_argument, NULL, 'c' },
+		{ "check-config", no_argument, NULL, 'k' },
+		{ "version", no_argument, NULL, 'v' },
+		{ "help", no_argument, NULL, 'h' },
+		{ 0 },
+	};
+	static struct core core = { .config_path = CONFIG_DEFAULT_PATH };
+	struct config_error err;
+	bool check_only = false;
+	int opt;
+
+	while ((opt = getopt_long(argc, argv, "", options, NULL)) != -1) {
+		switch (opt) {
+		case 'c':
+			core.config_path = optarg;
+			core.config_must_exist = true;
+			break;
+		case 'k':
+			check_only = true;
+			break;
+		case 'v':
+			puts("ballastd " BALLAST_VERSION);
+			return 0;
+		case 'h':
+			usage(stdout);
+			return 0;
+		default:
+			usage(stderr);
+			return 2;
+		}
+	}
+	if (optind < argc) {
+		usage(stderr);
+		return 2;
+	}
+	if (config_load(core.config_path, core.config_must_exist, &core.config, &err) < 0) {
+		fprintf(stderr, "%s\n", err.text);
+		return 1;
+	}
+	if (check_only) {
+		config_free(&core.config);
+		printf("%s: ok\n", core.config_path);
+		return 0;
+	}
+	return run(&core) < 0 ? 1 : 0;
+}

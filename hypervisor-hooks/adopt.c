@@ -1,0 +1,136 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * How guest memory is registered.
+ *
+ * A region starts TRACKED: registered for asynchronous write-protection alone, which costs the guest no trap, keeps
+ * huge pages on first touch, and lets the daemon ask the kernel which pages were written. A 2 MiB chunk is ADOPTED
+ * (MISSING as well) just before pages of it are moved, because a page may leave the guest only while accesses to the
+ * hole wait (invariant 1). Adopted memory traps on first touch, so a chunk that turns out to be full of holes is
+ * released again.
+ *
+ * Pages in a mapping of the store (the mapped bit) are registered with neither context.
+ */
+#include <errno.h>
+#include <sys/mman.h>
+#include "hypervisor-hooks/agent.h"
+
+#define MODE_TRACKED UFFDIO_REGISTER_MODE_WP
+#define MODE_ADOPTED (UFFDIO_REGISTER_MODE_WP | UFFDIO_REGISTER_MODE_MISSING)
+
+static u64 chunk_first(u64 chunk)
+{
+	return chunk * CHUNK_PAGES;
+}
+
+static u64 chunk_end(const struct bh_region *r, u64 chunk)
+{
+	return MIN((chunk + 1) * CHUNK_PAGES, r->bytes >> PAGE_SHIFT);
+}
+
+int region_track(struct bh_agent *a, struct bh_region *r)
+{
+	return uffd_register(a->uffd, r->hva, r->bytes, MODE_TRACKED);
+}
+
+/* Registers the anonymous parts of [page, end). */
+static int register_anon(struct bh_agent *a, struct bh_region *r, u64 page, u64 end, u64 mode)
+{
+	for (u64 nr; page < end; page += nr) {
+		int err;
+
+		nr = same_mapped(r, page, end);
+		if (page_mapped(r, page))
+			continue;
+		err = uffd_register(a->uffd, page_hva(r, page), nr << PAGE_SHIFT, mode);
+		if (err < 0)
+			return err;
+	}
+	return 0;
+}
+
+int region_adopt(struct bh_agent *a, struct bh_region *r, u64 page, u64 nr)
+{
+	for (u64 c = page / CHUNK_PAGES; c <= (page + nr - 1) / CHUNK_PAGES; c++) {
+		int err;
+
+		if (r->chunk_state[c] == CHUNK_ADOPTED)
+			continue;
+		err = register_anon(a, r, chunk_first(c), chunk_end(r, c), MODE_ADOPTED);
+		if (err < 0)
+			return err;
+		r->chunk_state[c] = CHUNK_ADOPTED;
+		r->chunk_faults[c] = 0;
+	}
+	return 0;
+}
+
+void chunk_release(struct bh_agent *a, struct bh_region *r, u64 chunk)
+{
+	u64 end = chunk_end(r, chunk);
+
+	if (r->chunk_state[chunk] != CHUNK_ADOPTED)
+		return;
+	/*
+	 * The kernel has no way to take MISSING off a registration but to drop it all. That wakes those who wait for
+	 * a hole to be filled: they fault again and get their zero page from the kernel, which is right, since
+	 * with @lock held no page is out of the guest. What the chunk forgets (which pages are unwritten) only makes the
+	 * daemon look at it again.
+	 */
+	for (u64 p = chunk_first(chunk), nr; p < end; p += nr) {
+		nr = same_mapped(r, p, end);
+		if (!page_mapped(r, p))
+			uffd_unregister(a->uffd, page_hva(r, p), nr << PAGE_SHIFT);
+	}
+	r->chunk_state[chunk] = CHUNK_TRACKED;
+	/* On failure the memory is merely not watched: its pages stay private (invariant 7). */
+	(void)register_anon(a, r, chunk_first(chunk), end, MODE_TRACKED);
+}
+
+/* The VMM's wishes for its guest RAM hold for the mappings that we put in their place. */
+static void repeat_attributes(const struct bh_region *r, void *at, size_t bytes, bool anonymous)
+{
+	if (r->dont_fork)
+		madvise(at, bytes, MADV_DONTFORK);
+	if (r->dont_dump)
+		madvise(at, bytes, MADV_DONTDUMP);
+	if (anonymous && r->huge)
+		madvise(at, bytes, MADV_HUGEPAGE);
+}
+
+int region_replace_store(struct bh_agent *a, struct bh_region *r, u64 page, u64 nr, u64 store_offset)
+{
+	void *at = (void *)(uintptr_t)page_hva(r, page);
+	size_t bytes = nr << PAGE_SHIFT;
+
+	/* MAP_PRIVATE of a read-only descriptor: a guest write breaks copy-on-write, never reaches the store
+	 * (invariant 3). */
+	if (mmap(at, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, a->store_fd,
+		 (off_t)store_offset) == MAP_FAILED)
+		return errno == ENOMEM ? -ENOSPC : -errno;
+	page_set_mapped(r, page, nr, true);
+	repeat_attributes(r, at, bytes, false);
+	return 0;
+}
+
+int region_replace_anon(struct bh_agent *a, struct bh_region *r, u64 page, u64 nr)
+{
+	void *at = (void *)(uintptr_t)page_hva(r, page);
+	size_t bytes = nr << PAGE_SHIFT;
+
+	if (mmap(at, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS, -1, 0) == MAP_FAILED)
+		return errno == ENOMEM ? -ENOSPC : -errno;
+	repeat_attributes(r, at, bytes, true);
+	/*
+	 * The mapped bit means "not registered with @uffd". It is cleared only for pages that now are, registered as
+	 * their chunk says: a page may be moved out of an adopted chunk without a further look (invariant 1).
+	 */
+	for (u64 p = page, end = page + nr, n; p < end; p += n) {
+		u64 c = p / CHUNK_PAGES;
+		u64 mode = r->chunk_state[c] == CHUNK_ADOPTED ? MODE_ADOPTED : MODE_TRACKED;
+
+		n = MIN(end, (c + 1) * CHUNK_PAGES) - p;
+		page_set_mapped(r, p, n,
+				uffd_register(a->uffd, page_hva(r, p), n << PAGE_SHIFT, mode) < 0);
+	}
+	return 0;
+}

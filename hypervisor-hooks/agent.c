@@ -1,0 +1,438 @@
+/* SPDX-License-Identifier: MIT */
+#include <errno.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <unistd.h>
+#include "common/clock.h"
+#include "common/procfs.h"
+#include "hypervisor-hooks/agent.h"
+
+#define FEATURES_ASYNC                                                                             \
+	(UFFD_FEATURE_MOVE | UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_PAGEFAULT_FLAG_WP)
+#define FEATURES_SYNC (UFFD_FEATURE_PAGEFAULT_FLAG_WP)
+
+void agent_log(struct bh_agent *a, const char *fmt, ...)
+{
+	char line[512];
+	va_list ap;
+
+	if (!a->cfg.log)
+		return;
+	va_start(ap, fmt);
+	vsnprintf(line, sizeof(line), fmt, ap);
+	va_end(ap);
+	a->cfg.log(a->cfg.log_arg, line);
+}
+
+int bh_probe(void)
+{
+	struct page_region vec;
+	struct pagemap_query q = { .any = PAGE_IS_PRESENT };
+	u64 end, at = ROUND_DOWN((u64)(uintptr_t)&vec, PAGE_BYTES);
+	int fd = uffd_open(FEATURES_ASYNC), r;
+
+	if (fd < 0)
+		return fd;
+	close(fd);
+	fd = pagemap_open(getpid());
+	if (fd < 0)
+		return fd;
+	r = pagemap_scan(fd, at, at + PAGE_BYTES, &q, &vec, 1, &end);
+	close(fd);
+	return r < 0 ? -ENOSYS : 0;
+}
+
+static void copy_string(char *to, size_t size, const char *from)
+{
+	snprintf(to, size, "%s", from ? from : "");
+}
+
+static void kick(struct bh_agent *a)
+{
+	u64 one = 1;
+
+	/* It can only fail when the counter is full, and then the thread is awake anyway. */
+	if (write(a->wake_fd, &one, sizeof(one)) < 0)
+		return;
+}
+
+static void region_free(struct bh_region *r)
+{
+	if (!r)
+		return;
+	free(r->mapped);
+	free(r->chunk_state);
+	free(r->chunk_faults);
+	free(r);
+}
+
+static int staging_new(struct bh_agent *a)
+{
+	size_t bytes = BH_STEP_PAGES * PAGE_BYTES;
+
+	a->staging = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (a->staging == MAP_FAILED) {
+		a->staging = NULL;
+		return -errno;
+	}
+	madvise(a->staging, bytes, MADV_NOHUGEPAGE);
+	madvise(a->staging, bytes, MADV_DONTFORK);
+	return uffd_register(a->uffd, (u64)(uintptr_t)a->staging, bytes, UFFDIO_REGISTER_MODE_MISSING);
+}
+
+static int threads_start(struct bh_agent *a)
+{
+	sigset_t all, old;
+	int err;
+
+	/* The VMM's signals are the VMM's: ours are threads it does not know of. */
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	err = pthread_create(&a->fault_thread, NULL, fault_main, a);
+	if (err == 0) {
+		err = pthread_create(&a->link_thread, NULL, link_main, a);
+		if (err) {
+			a->stop = true;
+			pthread_join(a->fault_thread, NULL);
+		}
+	}
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	if (err)
+		return -err;
+	a->threads_started = true;
+	pthread_setname_np(a->fault_thread, "ballast-fault");
+	pthread_setname_np(a->link_thread, "ballast-agent");
+	return 0;
+}
+
+int bh_new(const struct bh_config *cfg, struct bh_agent **ret)
+{
+	const char *path = cfg->socket_path ? cfg->socket_path : getenv("BALLAST_AGENT_SOCKET");
+	struct bh_agent *a = calloc(1, sizeof(*a));
+	int r;
+
+	if (!a)
+		return -ENOMEM;
+	a->cfg = *cfg;
+	a->uffd = a->uffd_sync = a->wake_fd = a->sock = a->store_fd = -1;
+	pthread_mutex_init(&a->lock, NULL);
+	copy_string(a->socket_path, sizeof(a->socket_path), path && *path ? path : BH_DEFAULT_SOCKET);
+	copy_string(a->uuid, sizeof(a->uuid), cfg->uuid);
+	copy_string(a->name, sizeof(a->name), cfg->name);
+	if (!a->name[0])
+		snprintf(a->name, sizeof(a->name), "pid-%d", (int)getpid());
+
+	a->rx = malloc(sizeof(*a->rx));
+	a->tx = malloc(sizeof(*a->tx));
+	a->reference = aligned_alloc(PAGE_BYTES, BH_STEP_PAGES * PAGE_BYTES);
+	a->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	r = -ENOMEM;
+	if (!a->rx || !a->tx || !a->reference || a->wake_fd < 0)
+		goto fail;
+	r = a->uffd = uffd_open(FEATURES_ASYNC);
+	if (r < 0)
+		goto fail;
+	r = a->uffd_sync = uffd_open(FEATURES_SYNC);
+	if (r < 0)
+		goto fail;
+	r = staging_new(a);
+	if (r < 0)
+		goto fail;
+	r = link_connect(a);
+	if (r < 0)
+		goto fail;
+	r = threads_start(a);
+	if (r < 0)
+		goto fail;
+	*ret = a;
+	return 0;
+
+fail:
+	bh_free(a);
+	return r;
+}
+
+void bh_free(struct bh_agent *a)
+{
+	if (!a)
+		return;
+	a->stop = true;
+	if (a->threads_started) {
+		kick(a);
+		pthread_join(a->link_thread, NULL);
+		pthread_join(a->fault_thread, NULL);
+	}
+	/* Closing the contexts unregisters all: from here on the guest's memory is ordinary. Mappings of the store stay,
+	 * and stay right, since the store's pages live as long as they are mapped. */
+	if (a->uffd >= 0)
+		close(a->uffd);
+	if (a->uffd_sync >= 0)
+		close(a->uffd_sync);
+	if (a->sock >= 0)
+		close(a->sock);
+	if (a->store_fd >= 0)
+		close(a->store_fd);
+	if (a->wake_fd >= 0)
+		close(a->wake_fd);
+	if (a->staging)
+		munmap(a->staging, BH_STEP_PAGES * PAGE_BYTES);
+	for (u32 i = 0; i < a->nr_regions; i++)
+		region_free(a->regions[i]);
+	free(a->reference);
+	free(a->rx);
+	free(a->tx);
+	pthread_mutex_destroy(&a->lock);
+	free(a);
+}
+
+struct bh_region *region_find(struct bh_agent *a, u64 hva, u64 bytes)
+{
+	for (u32 i = 0; i < a->nr_regions; i++) {
+		struct bh_region *r = a->regions[i];
+
+		if (hva >= r->hva && bytes <= r->bytes && hva - r->hva <= r->bytes - bytes)
+			return r;
+	}
+	return NULL;
+}
+
+/* Is all of [start, end) private anonymous memory that may be read and written? */
+struct anon_check {
+	u64 at, end;
+	bool ok;
+};
+
+static int check_mapping(const struct procmap *m, void *arg)
+{
+	struct anon_check *c = arg;
+
+	if (m->end <= c->at)
+		return 0;
+	c->ok = m->start <= c->at && m->ino == 0 && !m->shared && m->readable && m->writable;
+	c->at = m->end;
+	return !c->ok || c->at >= c->end;
+}
+
+static int check_memory(u64 hva, u64 bytes)
+{
+	struct anon_check c = { .at = hva, .end = hva + bytes };
+	int r = procmaps_walk(getpid(), check_mapping, &c);
+
+	if (r < 0)
+		return r;
+	return c.ok && c.at >= c.end ? 0 : -ENOTSUP;
+}
+
+static bool overlaps_region(const struct bh_agent *a, u64 hva, u64 bytes)
+{
+	for (u32 i = 0; i < a->nr_regions; i++)
+		if (hva < a->regions[i]->hva + a->regions[i]->bytes && a->regions[i]->hva < hva + bytes)
+			return true;
+	return false;
+}
+
+static struct bh_region *region_new(u64 hva, u64 bytes, u64 gpa, const char *name)
+{
+	struct bh_region *r = calloc(1, sizeof(*r));
+	u64 chunks = DIV_ROUND_UP(bytes, CHUNK_BYTES);
+
+	if (!r)
+		return NULL;
+	r->hva = hva;
+	r->bytes = bytes;
+	r->gpa = gpa;
+	copy_string(r->name, sizeof(r->name), name);
+	r->mapped = calloc(DIV_ROUND_UP(bytes >> PAGE_SHIFT, 64), sizeof(u64));
+	r->chunk_state = calloc(chunks, 1);
+	r->chunk_faults = calloc(chunks, 1);
+	if (r->mapped && r->chunk_state && r->chunk_faults)
+		return r;
+	region_free(r);
+	return NULL;
+}
+
+int bh_region_add(struct bh_agent *a, void *at, size_t bytes, uint64_t gpa, const char *name)
+{
+	u64 hva = (u64)(uintptr_t)at;
+	struct bh_region *r;
+	int err;
+
+	if (!page_aligned(hva) || !page_aligned(bytes) || !bytes || hva + bytes < hva)
+		return -EINVAL;
+	err = check_memory(hva, bytes);
+	if (err < 0)
+		return err;
+	r = region_new(hva, bytes, gpa, name);
+	if (!r)
+		return -ENOMEM;
+	pthread_mutex_lock(&a->lock);
+	if (overlaps_region(a, hva, bytes))
+		err = -EEXIST;
+	else if (a->nr_regions == WIRE_REGIONS_MAX)
+		err = -ENOSPC;
+	else
+		err = region_track(a, r);
+	if (err == 0)
+		a->regions[a->nr_regions++] = r;
+	pthread_mutex_unlock(&a->lock);
+	if (err < 0) {
+		region_free(r);
+		return err;
+	}
+	kick(a);
+	return 0;
+}
+
+static void forget_region(struct bh_agent *a, u32 i)
+{
+	struct bh_region *r = a->regions[i];
+
+	uffd_unregister(a->uffd, r->hva, r->bytes);
+	if (r->announced && a->nr_deleted < WIRE_REGIONS_MAX)
+		a->deleted[a->nr_deleted++] = (struct wire_range){ r->hva, r->bytes };
+	else if (r->announced)
+		a->resync = true;
+	a->regions[i] = a->regions[--a->nr_regions];
+	region_free(r);
+}
+
+int bh_region_del(struct bh_agent *a, void *at, size_t bytes)
+{
+	u64 hva = (u64)(uintptr_t)at;
+	bool found = false;
+
+	pthread_mutex_lock(&a->lock);
+	for (u32 i = a->nr_regions; i-- > 0;) {
+		struct bh_region *r = a->regions[i];
+
+		if (hva < r->hva + r->bytes && r->hva < hva + bytes) {
+			forget_region(a, i);
+			found = true;
+		}
+	}
+	pthread_mutex_unlock(&a->lock);
+	if (found)
+		kick(a);
+	return found ? 0 : -ENOENT;
+}
+
+/* Queues a discard of merged pages for the daemon; neighbours become one range. */
+static void queue_discard(struct bh_agent *a, u64 hva, u64 bytes)
+{
+	struct wire_range *last = a->nr_discards ? &a->discards[a->nr_discards - 1] : NULL;
+
+	if (last && last->hva + last->bytes == hva)
+		last->bytes += bytes;
+	else if (a->nr_discards < BH_DISCARD_QUEUE)
+		a->discards[a->nr_discards++] = (struct wire_range){ hva, bytes };
+	else
+		a->resync = true;
+}
+
+static int discard_in_region(struct bh_agent *a, struct bh_region *r, u64 page, u64 end)
+{
+	int err = 0;
+
+	for (u64 nr; page < end; page += nr) {
+		nr = same_mapped(r, page, end);
+		if (!page_mapped(r, page)) {
+			if (madvise((void *)(uintptr_t)page_hva(r, page), nr << PAGE_SHIFT, MADV_DONTNEED) < 0)
+				err = -errno;
+			continue;
+		}
+		/*
+		 * In a mapping of the store MADV_DONTNEED would bring back the store's page, or whatever is there by
+		 * then (invariant 4). An empty anonymous mapping is what the VMM asked for: zeros.
+		 */
+		err = region_replace_anon(a, r, page, nr);
+		if (err < 0)
+			break;
+		queue_discard(a, page_hva(r, page), nr << PAGE_SHIFT);
+	}
+	return err;
+}
+
+int bh_discard(struct bh_agent *a, void *at, size_t bytes)
+{
+	u64 hva = (u64)(uintptr_t)at;
+	struct bh_region *r;
+	int err = -ENOENT;
+	bool tell;
+
+	if (!page_aligned(hva) || !page_aligned(bytes) || !bytes)
+		return -EINVAL;
+	pthread_mutex_lock(&a->lock);
+	r = region_find(a, hva, bytes);
+	if (r) {
+		u64 page = (hva - r->hva) >> PAGE_SHIFT, end = page + (bytes >> PAGE_SHIFT);
+
+		/* An emptied chunk is let go: its first touches shall be the kernel's again. */
+		for (u64 c = DIV_ROUND_UP(page, CHUNK_PAGES); (c + 1) * CHUNK_PAGES <= end; c++)
+			chunk_release(a, r, c);
+		err = discard_in_region(a, r, page, end);
+	}
+	tell = a->nr_discards || a->resync;
+	pthread_mutex_unlock(&a->lock);
+	if (tell)
+		kick(a);
+	return err;
+}
+
+void bh_region_advise(struct bh_agent *a, void *at, size_t bytes, int advice)
+{
+	u64 hva = (u64)(uintptr_t)at;
+	struct bh_region *r;
+
+	pthread_mutex_lock(&a->lock);
+	r = region_find(a, hva, bytes);
+	if (r) {
+		switch (advice) {
+		case MADV_DONTFORK:
+		case MADV_DOFORK:
+			r->dont_fork = advice == MADV_DONTFORK;
+			break;
+		case MADV_DONTDUMP:
+		case MADV_DODUMP:
+			r->dont_dump = advice == MADV_DONTDUMP;
+			break;
+		case MADV_HUGEPAGE:
+		case MADV_NOHUGEPAGE:
+			r->huge = advice == MADV_HUGEPAGE;
+			break;
+		}
+	}
+	pthread_mutex_unlock(&a->lock);
+}
+
+static u64 one_thread_cpu_us(pthread_t t)
+{
+	clockid_t clock;
+
+	return pthread_getcpuclockid(t, &clock) == 0 ? clock_us(clock) : 0;
+}
+
+u64 agent_cpu_us(struct bh_agent *a)
+{
+	return one_thread_cpu_us(a->link_thread) + one_thread_cpu_us(a->fault_thread);
+}
+
+void bh_stats(struct bh_agent *a, struct bh_stats *ret)
+{
+	*ret = (struct bh_stats){
+		.merged_pages = a->merged_pages,
+		.zeroed_pages = a->zeroed_pages,
+		.unmerged_pages = a->unmerged_pages,
+		.moved_back_pages = a->moved_back_pages,
+		.pinned_pages = a->pinned_pages,
+		.failed_pages = a->failed_pages,
+		.wait_faults = a->wait_faults,
+		.fill_faults = a->fill_faults,
+		.cpu_us = agent_cpu_us(a),
+		.connected = a->connected,
+	};
+}

@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Inside of the agent. How the files divide it:
+ *
+ *   agent.c    life, regions, discards: what the VMM calls
+ *   link.c     the thread "ballast-agent": connection, requests, answers
+ *   merge.c    move, verify, map: what replaces a guest page
+ *   adopt.c    which parts of a region are registered how
+ *   fault.c    the thread "ballast-fault": first touches of adopted memory
+ *   dma.c      may a device write guest memory behind the page tables?
+ *
+ * Two userfaultfd contexts. @uffd tracks writes asynchronously (WP_ASYNC: nobody waits) and traps accesses to
+ * holes in adopted chunks (MISSING). @uffd_sync stops writers of the few pages that are being replaced inside a store
+ * mapping, which @uffd cannot do: asynchronous is a property of the context.
+ *
+ * Locking: @lock is held for one step (at most BH_STEP_PAGES pages, some tens of microseconds) at a time, by
+ * whoever changes guest mappings or the bitmaps that describe them. Rules:
+ *   i.  Who holds @lock never touches guest memory that may be a hole in an adopted chunk: filling that hole takes
+ *       the fault thread, which takes @lock.
+ *   ii. A page that is out of the guest (moved to staging) is back, or replaced, before @lock is released. So the fault
+ *       thread, which holds @lock when it fills a hole, can never fill one whose page is out (invariant 1).
+ */
+#ifndef BALLAST_HOOKS_AGENT_H
+#define BALLAST_HOOKS_AGENT_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include "hypervisor-hooks/hooks.h"
+#include "hypervisor-hooks/uffd.h"
+#include "hypervisor-hooks/wire.h"
+
+/* Pages moved in one step: bounds how long a guest access can wait, while runs stay cheap. */
+#define BH_STEP_PAGES	 64
+#define BH_DISCARD_QUEUE WIRE_RUNS_MAX
+
+enum bh_chunk_state {
+	CHUNK_TRACKED = 0, /* registered WP: nothing traps */
+	CHUNK_ADOPTED = 1, /* anonymous parts registered MISSING too: pages may be moved out */
+};
+
+struct bh_region {
+	u64 hva, bytes, gpa;
+	char name[32];
+	u64 *mapped;	  /* 1 bit a page: in a mapping of the store, not registered with @uffd */
+	u8 *chunk_state;  /* enum bh_chunk_state, for each 2 MiB of the region */
+	u8 *chunk_faults; /* first touches filled since the chunk was adopted */
+	bool announced;	  /* the daemon knows it */
+	bool dont_fork, dont_dump, huge; /* madvise attributes, repeated on the mappings we make */
+};
+
+struct bh_agent {
+	struct bh_config cfg;
+	char socket_path[108], name[WIRE_NAME_MAX], uuid[WIRE_UUID_MAX];
+	int uffd, uffd_sync;
+	int wake_fd; /* eventfd: the link thread has something new to send, or shall stop */
+	int sock;    /* of the link thread; -1: not connected */
+	pthread_t link_thread, fault_thread;
+	bool threads_started;
+	atomic_bool stop;
+
+	pthread_mutex_t lock;
+	struct bh_region *regions[WIRE_REGIONS_MAX];
+	u32 nr_regions;
+	struct wire_range discards[BH_DISCARD_QUEUE]; /* merged pages discarded, to be told */
+	u32 nr_discards;
+	struct wire_range deleted[WIRE_REGIONS_MAX]; /* regions gone, to be told */
+	u32 nr_deleted;
+	atomic_bool resync; /* too much to tell: reconnect, and the daemon reads our mappings anew */
+
+	/* Owned by the link thread. */
+	int store_fd;
+	u64 store_bytes, store_ino;
+	u8 *staging;   /* BH_STEP_PAGES pages, registered MISSING: where pages wait while they are verified */
+	u8 *reference; /* BH_STEP_PAGES pages: the store's content, to compare with */
+	struct wire_message *rx, *tx;
+	s32 status[WIRE_PAGES_MAX];
+
+	_Atomic u64 merged_pages, zeroed_pages, unmerged_pages, moved_back_pages, pinned_pages, failed_pages,
+		wait_faults, fill_faults;
+	atomic_bool connected;
+};
+
+static inline bool page_mapped(const struct bh_region *r, u64 page)
+{
+	return r->mapped[page / 64] >> (page % 64) & 1;
+}
+
+static inline void page_set_mapped(struct bh_region *r, u64 page, u64 nr, bool on)
+{
+	for (u64 p = page; p < page + nr; p++) {
+		if (on)
+			r->mapped[p / 64] |= (u64)1 << (p % 64);
+		else
+			r->mapped[p / 64] &= ~((u64)1 << (p % 64));
+	}
+}
+
+/* Pages from @page on, below @end, whose mapped bit equals the first one's. */
+static inline u64 same_mapped(const struct bh_region *r, u64 page, u64 end)
+{
+	u64 p = page + 1;
+
+	while (p < end && page_mapped(r, p) == page_mapped(r, page))
+		p++;
+	return p - page;
+}
+
+static inline u64 page_hva(const struct bh_region *r, u64 page)
+{
+	return r->hva + (page << PAGE_SHIFT);
+}
+
+/* agent.c */
+struct bh_region *region_find(struct bh_agent *a, u64 hva, u64 bytes);
+void agent_log(struct bh_agent *a, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+u64 agent_cpu_us(struct bh_agent *a);
+
+/* adopt.c: all with @lock held; @page and @nr in pages of the region */
+int region_track(struct bh_agent *a, struct bh_region *r);
+int region_adopt(struct bh_agent *a, struct bh_region *r, u64 page, u64 nr);
+void chunk_release(struct bh_agent *a, struct bh_region *r, u64 chunk);
+/* Gives @nr pages an empty anonymous mapping in place of whatever is there, registered as its chunk is. */
+int region_replace_anon(struct bh_agent *a, struct bh_region *r, u64 page, u64 nr);
+/* Maps @nr pages of the store there. */
+int region_replace_store(struct bh_agent *a, struct bh_region *r, u64 page, u64 nr, u64 store_offset);
+
+/* merge.c: on the link thread, without @lock; one status a page */
+void merge_run(struct bh_agent *a, const struct wire_run *run, s32 *status);
+void unmerge_range(struct bh_agent *a, u64 hva, u64 nr, s32 *status);
+
+/* link.c */
+int link_connect(struct bh_agent *a); /* connects and shakes hands, waiting at most a second */
+void *link_main(void *agent);
+
+/* fault.c */
+void *fault_main(void *agent);
+
+/* dma.c */
+bool dma_possible(struct bh_agent *a);
+
+#endif

@@ -1,0 +1,263 @@
+/* SPDX-License-Identifier: MIT */
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+#include "hypervisor-hooks/wire.h"
+
+/* Received descriptors beyond this many are dropped by the kernel (MSG_CTRUNC). */
+#define FDS_MAX 4
+
+_Static_assert(sizeof(struct wire_message) <= WIRE_MESSAGE_MAX, "a message fits in its buffer");
+_Static_assert(sizeof(struct wire_header) % 8 == 0, "payloads are aligned");
+
+/* How long each type's payload is: @fixed bytes, then 0..@max elements of @element bytes. */
+static const struct payload_rule {
+	u32 fixed, element, max, fds;
+} rules[WIRE_TYPE_END] = {
+	[WIRE_HELLO] = { .fixed = sizeof(struct wire_hello) },
+	[WIRE_WELCOME] = { .fixed = sizeof(struct wire_welcome), .fds = 1 },
+	[WIRE_REFUSE] = { .fixed = sizeof(struct wire_refuse) },
+	[WIRE_REGION_ADD] = { .fixed = sizeof(struct wire_region) },
+	[WIRE_REGION_DEL] = { .fixed = sizeof(struct wire_range) },
+	[WIRE_MERGE] = { .element = sizeof(struct wire_run), .max = WIRE_RUNS_MAX },
+	[WIRE_UNMERGE] = { .element = sizeof(struct wire_range), .max = WIRE_RUNS_MAX },
+	[WIRE_DISCARD] = { .element = sizeof(struct wire_range), .max = WIRE_RUNS_MAX },
+	[WIRE_DONE] = { .fixed = sizeof(struct wire_done),
+			.element = sizeof(struct wire_segment),
+			.max = WIRE_PAGES_MAX },
+};
+
+void wire_init(struct wire_message *m, enum wire_type type, u32 seq, size_t payload)
+{
+	m->h = (struct wire_header){
+		.magic = WIRE_MAGIC,
+		.type = (u16)type,
+		.version = WIRE_VERSION,
+		.bytes = (u32)(sizeof(m->h) + payload),
+		.seq = seq,
+	};
+}
+
+u32 wire_count(const struct wire_message *m)
+{
+	const struct payload_rule *r = &rules[m->h.type];
+
+	return r->element ? (u32)(m->h.bytes - sizeof(m->h) - r->fixed) / r->element : 0;
+}
+
+static bool range_ok(u64 hva, u64 bytes)
+{
+	return bytes && page_aligned(hva) && page_aligned(bytes) && hva + bytes > hva;
+}
+
+static bool string_ok(const char *s, size_t size)
+{
+	return memchr(s, '\0', size) != NULL;
+}
+
+static const char *check_runs(const struct wire_message *m)
+{
+	u64 pages = 0;
+
+	for (u32 i = 0; i < wire_count(m); i++) {
+		const struct wire_run *r = &m->runs[i];
+
+		if (r->kind != WIRE_RUN_STORE && r->kind != WIRE_RUN_ZERO)
+			return "unknown kind of run";
+		if (!range_ok(r->hva, (u64)r->nr_pages << PAGE_SHIFT))
+			return "run: bad range";
+		if (r->kind == WIRE_RUN_STORE &&
+		    (!page_aligned(r->store_offset) || r->store_offset > ((u64)1 << 62)))
+			return "run: bad store offset";
+		pages += r->nr_pages;
+	}
+	return pages > WIRE_PAGES_MAX ? "too many pages in one message" : NULL;
+}
+
+static const char *check_ranges(const struct wire_message *m)
+{
+	for (u32 i = 0; i < wire_count(m); i++)
+		if (!range_ok(m->ranges[i].hva, m->ranges[i].bytes))
+			return "bad range";
+	return NULL;
+}
+
+static const char *check_segments(const struct wire_message *m)
+{
+	for (u32 i = 0; i < wire_count(m); i++) {
+		const struct wire_segment *s = &m->segments[i];
+
+		if (!range_ok(s->hva, (u64)s->nr_pages << PAGE_SHIFT) || s->status > 0)
+			return "bad segment";
+	}
+	return NULL;
+}
+
+static const char *check_payload(const struct wire_message *m)
+{
+	switch (m->h.type) {
+	case WIRE_HELLO:
+		if (!string_ok(m->hello.name, sizeof(m->hello.name)) ||
+		    !string_ok(m->hello.uuid, sizeof(m->hello.uuid)))
+			return "string without an end";
+		if (m->hello.version_lowest > m->hello.version_highest)
+			return "versions in the wrong order";
+		return NULL;
+	case WIRE_WELCOME:
+		return string_ok(m->welcome.domain, sizeof(m->welcome.domain)) ? NULL : "string without an end";
+	case WIRE_REFUSE:
+		return string_ok(m->refuse.reason, sizeof(m->refuse.reason)) ? NULL : "string without an end";
+	case WIRE_REGION_ADD:
+		if (!string_ok(m->region.name, sizeof(m->region.name)))
+			return "string without an end";
+		return range_ok(m->region.hva, m->region.bytes) ? NULL : "bad range";
+	case WIRE_REGION_DEL:
+		return range_ok(m->range.hva, m->range.bytes) ? NULL : "bad range";
+	case WIRE_MERGE:
+		return check_runs(m);
+	case WIRE_UNMERGE:
+	case WIRE_DISCARD:
+		return check_ranges(m);
+	default:
+		return check_segments(m);
+	}
+}
+
+static const char *check(const struct wire_message *m, size_t bytes, u32 nr_fds)
+{
+	const struct payload_rule *r;
+	size_t payload;
+
+	if (bytes < sizeof(m->h))
+		return "shorter than a header";
+	if (m->h.magic != WIRE_MAGIC)
+		return "bad magic";
+	if (m->h.bytes != bytes)
+		return "length differs from the packet's";
+	if (m->h.type == 0 || m->h.type >= WIRE_TYPE_END)
+		return "unknown message type";
+	/* HELLO is read in any version, since it is what settles the version. */
+	if (m->h.type != WIRE_HELLO && m->h.version != WIRE_VERSION)
+		return "wrong version";
+	r = &rules[m->h.type];
+	payload = bytes - sizeof(m->h);
+	if (payload < r->fixed)
+		return "shorter than its type";
+	payload -= r->fixed;
+	if (r->element ? payload % r->element || payload / r->element > r->max : payload)
+		return "length does not fit its type";
+	if (nr_fds != r->fds)
+		return "wrong number of descriptors";
+	return check_payload(m);
+}
+
+int wire_check(const struct wire_message *m, size_t bytes, u32 nr_fds, const char **ret_why)
+{
+	*ret_why = check(m, bytes, nr_fds);
+	return *ret_why ? -EPROTO : 0;
+}
+
+int wire_send(int sock, const struct wire_message *m, int fd, int timeout_ms)
+{
+	union {
+		char buf[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr align;
+	} control = { 0 };
+	struct iovec iov = { .iov_base = (void *)m, .iov_len = m->h.bytes };
+	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
+
+	if (fd >= 0) {
+		struct cmsghdr *c;
+
+		msg.msg_control = control.buf;
+		msg.msg_controllen = sizeof(control.buf);
+		c = CMSG_FIRSTHDR(&msg);
+		c->cmsg_level = SOL_SOCKET;
+		c->cmsg_type = SCM_RIGHTS;
+		c->cmsg_len = CMSG_LEN(sizeof(int));
+		memcpy(CMSG_DATA(c), &fd, sizeof(int));
+	}
+	for (;;) {
+		struct pollfd p = { .fd = sock, .events = POLLOUT };
+		ssize_t n = sendmsg(sock, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
+
+		if (n >= 0)
+			return 0;
+		if (errno == EINTR)
+			continue;
+		if (errno != EAGAIN || timeout_ms <= 0)
+			return -errno;
+		if (poll(&p, 1, timeout_ms) == 0)
+			return -EAGAIN;
+		timeout_ms = 0;
+	}
+}
+
+/* Takes all descriptors out of a received message, so that none leaks whatever the message is. */
+static u32 take_fds(struct msghdr *msg, int fds[FDS_MAX])
+{
+	u32 n = 0;
+
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(msg); c; c = CMSG_NXTHDR(msg, c)) {
+		size_t nr;
+
+		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+			continue;
+		nr = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+		for (size_t i = 0; i < nr; i++) {
+			int fd;
+
+			memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(int));
+			if (n < FDS_MAX)
+				fds[n++] = fd;
+			else
+				close(fd);
+		}
+	}
+	return n;
+}
+
+int wire_recv(int sock, struct wire_message *m, int *ret_fd, const char **ret_why)
+{
+	union {
+		char buf[CMSG_SPACE(sizeof(int) * FDS_MAX)];
+		struct cmsghdr align;
+	} control;
+	struct iovec iov = { .iov_base = m, .iov_len = sizeof(*m) };
+	struct msghdr msg = {
+		.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = control.buf,
+		.msg_controllen = sizeof(control.buf),
+	};
+	int fds[FDS_MAX];
+	ssize_t n;
+	u32 nr_fds;
+	int r;
+
+	*ret_why = "closed";
+	do
+		n = recvmsg(sock, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	while (n < 0 && errno == EINTR);
+	if (n < 0)
+		return -errno;
+	nr_fds = take_fds(&msg, fds);
+	if (n == 0)
+		r = nr_fds ? -EPROTO : -ECONNRESET;
+	else if (msg.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) {
+		*ret_why = "longer than any message";
+		r = -EPROTO;
+	} else
+		r = wire_check(m, (size_t)n, nr_fds, ret_why);
+	if (r == 0 && nr_fds == 1) {
+		*ret_fd = fds[0];
+		return 0;
+	}
+	for (u32 i = 0; i < nr_fds; i++)
+		close(fds[i]);
+	if (r == 0)
+		*ret_fd = -1;
+	return r;
+}

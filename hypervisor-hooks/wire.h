@@ -1,0 +1,161 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The wire protocol between an agent (in a VMM) and ballastd: SOCK_SEQPACKET, one message a packet.
+ *
+ *   agent                                    daemon
+ *     |------ HELLO (versions, name) --------->|      state NEW
+ *     |<----- WELCOME (version, +store fd) ----|      state READY          or REFUSE, and the daemon closes
+ *     |------ REGION_ADD / REGION_DEL -------->|      any time from here on
+ *     |<----- MERGE (seq, runs) ---------------|      at most one MERGE or UNMERGE is outstanding:
+ *     |------ DISCARD (ranges) --------------->|      the daemon sends the next one after DONE
+ *     |------ DONE (seq, segments) ----------->|
+ *     |<----- UNMERGE (seq, ranges) -----------|
+ *     |------ DONE (seq, segments) ----------->|
+ *     close by either side: mappings stay as they are; the agent connects again, the daemon reads the
+ *     state of its mappings from the kernel (/proc/PID/maps), never from the agent's word.
+ *
+ * Order: DISCARD tells of discards that hit merged pages. It is sent after the DONE of the request during which
+ * they happened, so that applying messages in order gives the true state.
+ *
+ * Version rule: the header and HELLO never change. HELLO names the lowest and highest version that the agent
+ * speaks; WELCOME names the one that both use from then on: the highest common one. A change of any other message
+ * takes a new version. Unknown types, and any length, count or range that does not fit, are protocol errors: the
+ * receiver closes the connection. Nothing of a bad message is acted on.
+ *
+ * All integers are in host order: both ends are on one machine. Addresses are HVAs of the VMM, in bytes.
+ */
+#ifndef BALLAST_HOOKS_WIRE_H
+#define BALLAST_HOOKS_WIRE_H
+
+#include <sys/types.h>
+#include "common/types.h"
+
+#define WIRE_MAGIC	    0x54534c42u /* "BLST" */
+#define WIRE_VERSION_LOWEST 1
+#define WIRE_VERSION	    1
+#define WIRE_NAME_MAX	    64
+#define WIRE_UUID_MAX	    40
+
+/* Bounds what one message can make the receiver do, and keeps a packet below the default socket buffer. */
+#define WIRE_MESSAGE_MAX 65536
+#define WIRE_RUNS_MAX	 1024 /* runs in a MERGE, ranges in DISCARD and UNMERGE */
+#define WIRE_PAGES_MAX	 2048 /* pages in all runs of one MERGE, so that DONE always fits in a message */
+#define WIRE_REGIONS_MAX 64   /* regions of one agent */
+
+enum wire_type {
+	WIRE_HELLO = 1,
+	WIRE_WELCOME,
+	WIRE_REFUSE,
+	WIRE_REGION_ADD,
+	WIRE_REGION_DEL,
+	WIRE_MERGE,
+	WIRE_UNMERGE,
+	WIRE_DISCARD,
+	WIRE_DONE,
+	WIRE_TYPE_END,
+};
+
+struct wire_header {
+	u32 magic;
+	u16 type;
+	u16 version; /* of the sender's layout; in HELLO its highest */
+	u32 bytes;   /* of the whole message */
+	u32 seq;     /* MERGE, UNMERGE: chosen by the daemon; DONE: the one it answers; else 0 */
+};
+
+struct wire_hello {
+	u16 version_lowest, version_highest;
+	u32 page_bytes;
+	char name[WIRE_NAME_MAX]; /* NUL-terminated, as all strings here */
+	char uuid[WIRE_UUID_MAX];
+};
+
+struct wire_welcome {
+	u16 version;
+	u16 pad[3];
+	u64 store_bytes; /* size of the store's file, which comes as the message's one descriptor, read-only */
+	char domain[WIRE_NAME_MAX];
+};
+
+struct wire_refuse {
+	s32 error; /* negative errno */
+	char reason[124];
+};
+
+struct wire_region {
+	u64 hva, bytes, gpa;
+	char name[32];
+};
+
+enum wire_run_kind {
+	WIRE_RUN_STORE = 1, /* map store pages from @store_offset on */
+	WIRE_RUN_ZERO = 2,  /* map the zero page */
+};
+
+struct wire_run {
+	u64 hva;
+	u64 store_offset; /* bytes */
+	u32 nr_pages;
+	u32 kind;
+};
+
+struct wire_range {
+	u64 hva, bytes;
+};
+
+/* What became of consecutive pages. */
+struct wire_segment {
+	u64 hva;
+	u32 nr_pages;
+	s32 status; /* 0: done; -EBUSY: pinned; -EILSEQ: content differs; -ENOENT: absent; -ENOSPC: no mappings left */
+};
+
+/* DONE: this, then the segments. */
+struct wire_done {
+	u64 cpu_us;	 /* CPU time of the agent's threads since HELLO */
+	u64 wait_faults; /* guest accesses that waited for a move, since HELLO */
+	u64 fill_faults;
+};
+
+/* A message as a buffer. Large enough for all; aligned for all structs above. */
+struct wire_message {
+	struct wire_header h;
+	union {
+		struct wire_hello hello;
+		struct wire_welcome welcome;
+		struct wire_refuse refuse;
+		struct wire_region region; /* REGION_ADD */
+		struct wire_range range;   /* REGION_DEL */
+		struct wire_run runs[WIRE_RUNS_MAX];
+		struct wire_range ranges[WIRE_RUNS_MAX];
+		struct {
+			struct wire_done done;
+			struct wire_segment segments[WIRE_PAGES_MAX];
+		};
+		u8 bytes[WIRE_MESSAGE_MAX - sizeof(struct wire_header)];
+	};
+};
+
+/* Fills the header for @payload bytes behind it. */
+void wire_init(struct wire_message *m, enum wire_type type, u32 seq, size_t payload);
+
+/*
+ * Checks all that can be checked without knowing the other end's state: magic, version, type, length, counts,
+ * string termination, page alignment, ranges that wrap around. @bytes is what was received, @nr_fds how many
+ * descriptors came with it. Returns 0 or -EPROTO, with a constant sentence in *ret_why.
+ */
+int wire_check(const struct wire_message *m, size_t bytes, u32 nr_fds, const char **ret_why);
+
+/* Elements of the array in a checked message. */
+u32 wire_count(const struct wire_message *m);
+
+/* Sends without blocking for longer than @timeout_ms (0: not at all). -EAGAIN when the peer does not read. */
+int wire_send(int sock, const struct wire_message *m, int fd, int timeout_ms);
+
+/*
+ * Receives one packet, without blocking, and checks it. 0, -EAGAIN, -ECONNRESET (closed), -EPROTO. Descriptors other
+ * than the one of a WELCOME are closed. *ret_fd is -1 or the descriptor, owned by the caller.
+ */
+int wire_recv(int sock, struct wire_message *m, int *ret_fd, const char **ret_why);
+
+#endif

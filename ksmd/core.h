@@ -1,0 +1,170 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Inside of the engine. How the files divide it:
+ *
+ *   engine.c   domains, VMs, regions; slices of work
+ *   scan.c     one window of a VM: scan, hash, look up, promote
+ *   ops.c      requests to agents and their answers
+ *   pages.c    the states of pages and all accounting that hangs on them
+ *   resync.c   reading the state of mappings from the kernel
+ *
+ * and below: index.h, store.h, planner.h, gpn.h, target.h, reader.h.
+ *
+ * Metadata: 5 bytes a guest page (link, state), 9.4 to 10.7 bytes for each page in the index, 16 bytes a store page.
+ */
+#ifndef BALLAST_KSMD_CORE_H
+#define BALLAST_KSMD_CORE_H
+
+#include "ksmd/engine.h"
+#include "ksmd/gpn.h"
+#include "ksmd/index.h"
+#include "ksmd/planner.h"
+#include "ksmd/reader.h"
+#include "ksmd/store.h"
+#include "ksmd/target.h"
+
+#define DOMAIN_NAME_MAX 64
+#define DOMAINS_MAX	256
+/* Pages looked at in one step: a few milliseconds of work at most. */
+#define WINDOW_PAGES 4096
+
+/* Values in the index: a store page, or a guest page (< GPN_MAX). */
+#define INDEX_STORE_FLAG ((u32)1 << 31)
+
+enum page_state {
+	PG_NONE = 0,	     /* absent, or not looked at yet */
+	PG_FRESH,	     /* written before the last scan */
+	PG_QUIET,	     /* hashed, and not in the index: nothing to do until it is written */
+	PG_CANDIDATE,	     /* in the index; link: tag */
+	PG_PENDING,	     /* part of a request to the agent */
+	PG_HELD,	     /* could not be merged (pinned, no mappings left): tried again much later */
+	PG_ZERO,	     /* maps the kernel's zero page */
+	PG_SHARED,	     /* maps the store; link: spn */
+	/* In a mapping of the store, but written since. The spn is in domain->broken. */
+	PG_BROKEN,
+	PG_BROKEN_SEEN,	     /* link: tag of its hash when last looked at */
+	PG_BROKEN_CANDIDATE, /* the same, and in the index */
+	PG_BROKEN_PENDING,
+};
+
+struct ksm_domain {
+	char name[DOMAIN_NAME_MAX];
+	struct engine *engine;
+	struct index *index;  /* tag -> INDEX_STORE_FLAG | spn, or gpn */
+	struct index *broken; /* gpn (mixed) -> spn that the mapping under a broken page names */
+	struct store *store;
+};
+
+struct ksm_region {
+	struct ksm_vm *vm;
+	u64 hva, bytes;
+	u32 nr_pages, gpn;
+	u32 *link;
+	u8 *state;
+	u32 nr_fresh, nr_held, nr_broken, nr_mapped; /* pages in these states; mapped: SHARED and BROKEN* */
+	bool first_pass; /* no scan has been through yet: its pages are all unknown */
+	bool gone; /* the VMM took it back; kept until the kernel says that nothing of it maps the store */
+};
+
+/* A run waiting for, or part of, a request. Its store pages are referenced. */
+struct ksm_op_run {
+	u32 gpn, spn, nr;
+	bool zero;
+};
+
+struct ksm_vm {
+	struct engine *engine;
+	struct ksm_domain *domain;
+	struct ksm_vm *next;
+	void *conn; /* NULL: not connected */
+	struct target *target;
+	enum ksm_mode mode;
+	bool unmerged, dying, blocked;
+	struct ksm_region **regions;
+	u32 nr_regions;
+
+	/* The pass: where the scan is, when the next one may start. */
+	u32 cursor_region, cursor_page;
+	u64 pass_started_us, pass_due_us;
+	bool in_pass;
+
+	/* Requests. */
+	struct ksm_op_run *queue; /* waiting */
+	u32 queue_nr, queue_cap;
+	struct ksm_op_run op[ENGINE_RUNS_MAX]; /* outstanding */
+	u32 op_nr;
+	u32 seq;
+	bool op_busy, unmerge_due;
+	u64 no_maps_until_us; /* the VMM ran out of mappings */
+
+	struct ksm_vm_stats stats;
+	u64 boundaries; /* places where two neighbouring pages need different mappings */
+};
+
+struct engine {
+	struct engine_config cfg;
+	const struct engine_ops *ops;
+	struct gpn_space gpns;
+	struct reader_pool *readers;
+	struct ksm_domain *domains[DOMAINS_MAX];
+	u32 nr_domains;
+	struct ksm_vm *vms;
+	struct ksm_vm *turn; /* whose turn it is; NULL: the first */
+	struct scan_buffers *scan;
+};
+
+static inline u32 hash_tag(u64 hash)
+{
+	return (u32)(hash >> 32);
+}
+
+static inline struct ksm_region *gpn_region(const struct engine *e, u32 gpn)
+{
+	return gpn_owner(&e->gpns, gpn);
+}
+
+static inline u64 page_hva(const struct ksm_region *r, u32 page)
+{
+	return r->hva + ((u64)page << PAGE_SHIFT);
+}
+
+/* pages.c: the only code that changes state[], link[], references, covers and index entries of guest pages. */
+bool page_is_mapped(const struct ksm_region *r, u32 page);
+u32 page_mapped_spn(const struct ksm_region *r, u32 page); /* SPN_NONE if not mapped */
+/* Drops whatever hangs on the page's state. */
+void page_set(struct ksm_region *r, u32 page, enum page_state state); /* NONE, FRESH, QUIET, HELD, ZERO */
+int page_set_candidate(struct ksm_region *r, u32 page, u32 tag);
+void page_set_pending(struct ksm_region *r, u32 page);
+void page_set_shared(struct ksm_region *r, u32 page, u32 spn); /* takes over a reference that the caller holds */
+void page_set_broken(struct ksm_region *r, u32 page);	       /* of a SHARED page */
+int page_set_covered(struct ksm_region *r, u32 page, u32 spn);   /* broken, as found by resync */
+void page_note_broken_tag(struct ksm_region *r, u32 page, u32 tag);
+void page_unpend(struct ksm_region *r, u32 page, enum page_state state); /* back from PENDING */
+void domain_unref(struct ksm_domain *d, u32 spn);
+
+/* scan.c */
+struct scan_buffers;
+int scan_buffers_new(struct scan_buffers **ret);
+void scan_buffers_free(struct scan_buffers *b);
+/* One window of the VM whose turn it is. False: the pass is at its end. */
+bool scan_window(struct ksm_vm *vm);
+/* Which of [page, page + nr) are broken (present, but not the store's), as ranges of HVAs. */
+int scan_broken(struct ksm_region *r, u32 page, u32 nr, void (*fn)(struct ksm_region *r, u32 page, u32 nr));
+
+/* ops.c */
+int ops_queue(struct ksm_vm *vm, const struct ksm_op_run *run);
+void ops_pump(struct ksm_vm *vm);
+void ops_cancel_queue(struct ksm_vm *vm);
+/*
+ * Only when the agent cannot be at work on the request any more (it has connected anew and its mappings were read, or
+ * the process is gone): until then it may still map the store pages, so their references stay (invariant 4).
+ */
+void ops_cancel_outstanding(struct ksm_vm *vm);
+
+/* resync.c */
+int region_resync(struct ksm_region *r);
+
+/* engine.c */
+void region_free(struct ksm_region *r); /* all pages must be NONE */
+
+#endif

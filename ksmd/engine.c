@@ -1,0 +1,490 @@
+/* SPDX-License-Identifier: MIT */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include "common/clock.h"
+#include "ksmd/core.h"
+#include "ksmd/hash.h"
+
+/* Pages of a dead VM that are settled in one step. */
+#define EXIT_STEP_PAGES 16384
+
+int engine_new(const struct engine_config *cfg, const struct engine_ops *ops, struct engine **ret)
+{
+	struct engine *e = calloc(1, sizeof(*e));
+	int r;
+
+	if (!e)
+		return -ENOMEM;
+	e->cfg = *cfg;
+	e->ops = ops;
+	r = scan_buffers_new(&e->scan);
+	if (r == 0)
+		r = reader_pool_new(cfg->threads, &e->readers);
+	if (r < 0) {
+		engine_free(e);
+		return r;
+	}
+	*ret = e;
+	return 0;
+}
+
+static void vm_free(struct ksm_vm *vm)
+{
+	for (u32 i = 0; i < vm->nr_regions; i++)
+		region_free(vm->regions[i]);
+	target_put(vm->target);
+	free(vm->regions);
+	free(vm->queue);
+	free(vm);
+}
+
+void engine_free(struct engine *e)
+{
+	if (!e)
+		return;
+	while (e->vms) {
+		struct ksm_vm *vm = e->vms;
+
+		e->vms = vm->next;
+		vm_free(vm);
+	}
+	/* The stores' memory lives on in the guests that map it; only our descriptors close. */
+	for (u32 i = 0; i < e->nr_domains; i++) {
+		index_free(e->domains[i]->index);
+		index_free(e->domains[i]->broken);
+		store_free(e->domains[i]->store);
+		free(e->domains[i]);
+	}
+	reader_pool_free(e->readers);
+	scan_buffers_free(e->scan);
+	gpn_space_free(&e->gpns);
+	free(e);
+}
+
+void engine_configure(struct engine *e, const struct engine_config *cfg)
+{
+	e->cfg.interval_us = cfg->interval_us;
+	e->cfg.enabled = cfg->enabled;
+	e->cfg.maps_limit = cfg->maps_limit;
+}
+
+/* --- domains --------------------------------------------------------------------------------------------------- */
+
+static int domain_new(struct engine *e, const char *name, struct store *s, struct ksm_domain **ret)
+{
+	struct ksm_domain *d;
+	int r = -ENOMEM;
+
+	if (e->nr_domains == DOMAINS_MAX)
+		return -ENOSPC;
+	d = calloc(1, sizeof(*d));
+	if (!d)
+		return -ENOMEM;
+	strncpy(d->name, name, sizeof(d->name) - 1);
+	d->engine = e;
+	if (index_new(&d->index) < 0 || index_new(&d->broken) < 0)
+		goto fail;
+	d->store = s;
+	if (!s) {
+		r = store_new(d->name, e->cfg.store_max_bytes, &d->store);
+		if (r < 0)
+			goto fail;
+	}
+	e->domains[e->nr_domains++] = d;
+	*ret = d;
+	return 0;
+fail:
+	index_free(d->index);
+	index_free(d->broken);
+	free(d);
+	return r;
+}
+
+int engine_domain(struct engine *e, const char *name, struct ksm_domain **ret)
+{
+	for (u32 i = 0; i < e->nr_domains; i++) {
+		if (strncmp(e->domains[i]->name, name, DOMAIN_NAME_MAX - 1) == 0) {
+			*ret = e->domains[i];
+			return 0;
+		}
+	}
+	return domain_new(e, name, NULL, ret);
+}
+
+struct store *domain_store(struct ksm_domain *d)
+{
+	return d->store;
+}
+
+/* Content found in an adopted store goes into the index again. */
+static int index_stored_page(struct store *s, u32 spn, void *arg)
+{
+	struct ksm_domain *d = arg;
+	u8 page[PAGE_BYTES] __attribute__((aligned(16)));
+	int r = store_read(s, spn, page, 1);
+
+	if (r < 0)
+		return r;
+	store_set_hash(s, spn, page_hash(page));
+	return index_add(d->index, hash_tag(store_hash(s, spn)), INDEX_STORE_FLAG | spn);
+}
+
+int engine_domain_adopt(struct engine *e, const char *name, struct store *s, struct ksm_domain **ret)
+{
+	int r = domain_new(e, name, s, ret);
+
+	return r < 0 ? r : store_walk(s, index_stored_page, *ret);
+}
+
+static void unindex_page(struct store *s, u32 spn, void *arg)
+{
+	struct ksm_domain *d = arg;
+
+	index_del(d->index, hash_tag(store_hash(s, spn)), INDEX_STORE_FLAG | spn);
+}
+
+void engine_recovered(struct engine *e)
+{
+	for (u32 i = 0; i < e->nr_domains; i++)
+		store_recovered(e->domains[i]->store, unindex_page, e->domains[i]);
+}
+
+u32 engine_domains(const struct engine *e, struct ksm_domain_stats *ret, u32 max)
+{
+	u32 n = MIN(max, e->nr_domains);
+
+	for (u32 i = 0; i < n; i++) {
+		const struct ksm_domain *d = e->domains[i];
+
+		ret[i] = (struct ksm_domain_stats){
+			.name = d->name,
+			.store_pages = store_pages(d->store),
+			.store_refs = store_total_refs(d->store),
+			.index_entries = index_entries(d->index),
+			.index_bytes = index_bytes(d->index) + index_bytes(d->broken),
+			.store_meta_bytes = store_meta_bytes(d->store),
+		};
+	}
+	return n;
+}
+
+u64 engine_given_up(const struct engine *e)
+{
+	return reader_pool_given_up(e->readers);
+}
+
+/* --- VMs ------------------------------------------------------------------------------------------------------- */
+
+int engine_vm_add(struct engine *e, pid_t pid, struct ksm_domain *d, enum ksm_mode mode, struct ksm_vm **ret)
+{
+	struct ksm_vm *vm = calloc(1, sizeof(*vm));
+	int r;
+
+	if (!vm)
+		return -ENOMEM;
+	r = target_new(pid, &vm->target);
+	if (r < 0) {
+		free(vm);
+		return r;
+	}
+	vm->engine = e;
+	vm->domain = d;
+	vm->mode = mode;
+	vm->next = e->vms;
+	e->vms = vm;
+	*ret = vm;
+	return 0;
+}
+
+void engine_vm_connect(struct ksm_vm *vm, void *conn)
+{
+	bool known = true;
+
+	vm->conn = conn;
+	/* The agent connects after it has finished what it was asked before: now its mappings tell what became of it. */
+	for (u32 i = 0; i < vm->nr_regions; i++)
+		known = region_resync(vm->regions[i]) == 0 && known;
+	if (known)
+		ops_cancel_outstanding(vm);
+}
+
+void engine_vm_disconnect(struct ksm_vm *vm)
+{
+	vm->conn = NULL;
+	ops_cancel_queue(vm);
+}
+
+void engine_vm_exit(struct ksm_vm *vm)
+{
+	vm->conn = NULL;
+	vm->dying = true;
+	vm->cursor_region = vm->cursor_page = 0;
+	ops_cancel_queue(vm);
+	ops_cancel_outstanding(vm);
+}
+
+void engine_vm_set_mode(struct ksm_vm *vm, enum ksm_mode mode)
+{
+	vm->mode = mode;
+}
+
+int engine_unmerge(struct ksm_vm *vm, u64 *ret_pages)
+{
+	if (!vm->conn)
+		return -ENOTCONN;
+	vm->unmerged = true;
+	ops_cancel_queue(vm);
+	vm->unmerge_due = true;
+	*ret_pages = vm->stats.shared_pages;
+	ops_pump(vm);
+	return 0;
+}
+
+void engine_share(struct ksm_vm *vm)
+{
+	vm->unmerged = vm->unmerge_due = false;
+}
+
+void engine_vm_stats(const struct ksm_vm *vm, struct ksm_vm_stats *ret)
+{
+	*ret = vm->stats;
+	ret->mappings = vm->boundaries;
+	ret->unmerged = vm->unmerged;
+	ret->blocked = vm->blocked;
+	for (u32 i = 0; i < vm->nr_regions; i++) {
+		ret->configured_pages += vm->regions[i]->nr_pages;
+		ret->meta_bytes += vm->regions[i]->nr_pages * (sizeof(u32) + sizeof(u8)) + sizeof(struct ksm_region);
+	}
+	ret->meta_bytes += sizeof(*vm) + vm->queue_cap * sizeof(vm->queue[0]);
+}
+
+/* --- regions --------------------------------------------------------------------------------------------------- */
+
+void region_free(struct ksm_region *r)
+{
+	if (!r)
+		return;
+	if (r->gpn != GPN_NONE)
+		gpn_release(&r->vm->engine->gpns, r->gpn, r->nr_pages);
+	free(r->link);
+	free(r->state);
+	free(r);
+}
+
+static int region_new(struct ksm_vm *vm, u64 hva, u64 bytes, struct ksm_region **ret)
+{
+	struct ksm_region *r = calloc(1, sizeof(*r));
+
+	if (!r)
+		return -ENOMEM;
+	r->vm = vm;
+	r->hva = hva;
+	r->bytes = bytes;
+	r->first_pass = true;
+	r->gpn = GPN_NONE;
+	r->nr_pages = (u32)(bytes >> PAGE_SHIFT);
+	r->link = calloc(r->nr_pages, sizeof(r->link[0]));
+	r->state = calloc(r->nr_pages, sizeof(r->state[0]));
+	if (r->link && r->state)
+		r->gpn = gpn_alloc(&vm->engine->gpns, r->nr_pages, r);
+	if (r->gpn == GPN_NONE) {
+		region_free(r);
+		return -ENOMEM;
+	}
+	*ret = r;
+	return 0;
+}
+
+static struct ksm_region *region_at(struct ksm_vm *vm, u64 hva, u64 bytes)
+{
+	for (u32 i = 0; i < vm->nr_regions; i++) {
+		struct ksm_region *r = vm->regions[i];
+
+		if (hva >= r->hva && bytes <= r->bytes && hva - r->hva <= r->bytes - bytes)
+			return r;
+	}
+	return NULL;
+}
+
+int engine_region_add(struct ksm_vm *vm, u64 hva, u64 bytes)
+{
+	struct ksm_region **grown, *r = region_at(vm, hva, bytes);
+	int err;
+
+	if (bytes >> PAGE_SHIFT >= GPN_MAX)
+		return -E2BIG;
+	if (r && r->hva == hva && r->bytes == bytes) {
+		/* Known from before the agent lost its connection; engine_vm_connect() has read it anew. */
+		r->gone = false;
+		r->first_pass = true;
+		return 0;
+	}
+	for (u32 i = 0; i < vm->nr_regions; i++)
+		if (hva < vm->regions[i]->hva + vm->regions[i]->bytes && vm->regions[i]->hva < hva + bytes)
+			return -EEXIST;
+	err = region_new(vm, hva, bytes, &r);
+	if (err < 0)
+		return err;
+	grown = realloc(vm->regions, (vm->nr_regions + 1) * sizeof(grown[0]));
+	if (!grown) {
+		region_free(r);
+		return -ENOMEM;
+	}
+	vm->regions = grown;
+	vm->regions[vm->nr_regions++] = r;
+	return region_resync(r);
+}
+
+int engine_region_del(struct ksm_vm *vm, u64 hva, u64 bytes)
+{
+	struct ksm_region *r = region_at(vm, hva, bytes);
+
+	if (!r || r->hva != hva || r->bytes != bytes)
+		return -EPROTO;
+	/* Its pages are settled when the kernel shows that the mappings are gone: reap_regions(). */
+	r->gone = true;
+	return 0;
+}
+
+int engine_discard(struct ksm_vm *vm, u64 hva, u64 bytes)
+{
+	struct ksm_region *r = region_at(vm, hva, bytes);
+
+	if (!r)
+		return -EPROTO;
+	for (u64 p = (hva - r->hva) >> PAGE_SHIFT, end = p + (bytes >> PAGE_SHIFT); p < end; p++) {
+		/* An answer that is on its way settles pending pages. */
+		if (r->state[p] == PG_PENDING || r->state[p] == PG_BROKEN_PENDING)
+			continue;
+		page_set(r, (u32)p, PG_NONE);
+		vm->stats.discarded_total++;
+	}
+	return 0;
+}
+
+/* Frees regions that were given up, once nothing of them maps the store and no request speaks of them. */
+static void reap_regions(struct ksm_vm *vm)
+{
+	for (u32 i = vm->nr_regions; i-- > 0;) {
+		struct ksm_region *r = vm->regions[i];
+
+		if (!r->gone || vm->op_busy)
+			continue;
+		ops_cancel_queue(vm);
+		if (region_resync(r) < 0 || r->nr_mapped)
+			continue;
+		for (u32 p = 0; p < r->nr_pages; p++)
+			page_set(r, p, PG_NONE);
+		region_free(r);
+		vm->regions[i] = vm->regions[--vm->nr_regions];
+	}
+}
+
+/* --- slices of work -------------------------------------------------------------------------------------------- */
+
+/* True when there is nothing left of the dead VM. */
+static bool exit_step(struct ksm_vm *vm)
+{
+	for (u32 budget = EXIT_STEP_PAGES; vm->cursor_region < vm->nr_regions;) {
+		struct ksm_region *r = vm->regions[vm->cursor_region];
+
+		for (; vm->cursor_page < r->nr_pages; vm->cursor_page++, budget--) {
+			if (!budget)
+				return false;
+			page_set(r, vm->cursor_page, PG_NONE);
+		}
+		vm->cursor_region++;
+		vm->cursor_page = 0;
+	}
+	return true;
+}
+
+static void unlink_vm(struct engine *e, struct ksm_vm *vm)
+{
+	struct ksm_vm **p = &e->vms;
+
+	while (*p != vm)
+		p = &(*p)->next;
+	*p = vm->next;
+	if (e->turn == vm)
+		e->turn = vm->next;
+	vm_free(vm);
+}
+
+static void end_pass(struct ksm_vm *vm, u64 now)
+{
+	vm->in_pass = false;
+	vm->cursor_region = vm->cursor_page = 0;
+	vm->pass_due_us = MAX(now, vm->pass_started_us + vm->engine->cfg.interval_us);
+	vm->stats.passes_total++;
+	/* One request did not hold all ranges, or some page was merged meanwhile. */
+	if (vm->unmerged && vm->stats.shared_pages)
+		vm->unmerge_due = true;
+	reap_regions(vm);
+}
+
+/* One step for one VM. False: it has nothing to do before *ret_due. */
+static bool vm_step(struct ksm_vm *vm, u64 now, u64 *ret_due)
+{
+	/* A hung reader holds the target until it is back. */
+	if (vm->blocked && vm->target->refs == 1) {
+		vm->blocked = false;
+		vm->engine->ops->blocked(vm->conn, false);
+	}
+	if (vm->blocked) {
+		*ret_due = now + 1000000;
+		return false;
+	}
+	ops_pump(vm);
+	/* Let the agent catch up before finding it more to do. */
+	if (vm->queue_nr > ENGINE_RUNS_MAX) {
+		*ret_due = now + 10000;
+		return false;
+	}
+	if (!vm->in_pass) {
+		if (now < vm->pass_due_us || !vm->nr_regions) {
+			*ret_due = vm->nr_regions ? vm->pass_due_us : UINT64_MAX;
+			return false;
+		}
+		vm->in_pass = true;
+		vm->pass_started_us = now;
+	}
+	if (!scan_window(vm))
+		end_pass(vm, now);
+	ops_pump(vm);
+	return true;
+}
+
+u64 engine_run(struct engine *e, u64 cpu_us)
+{
+	u64 end = process_cpu_us() + cpu_us, due = UINT64_MAX, now = now_us();
+	u32 idle = 0, nr = 0;
+
+	for (struct ksm_vm *vm = e->vms; vm; vm = vm->next)
+		nr++;
+	/* Round robin, one window each, so that a large VM does not keep the others waiting; until nobody has work. */
+	while (nr && idle < nr && process_cpu_us() < end) {
+		struct ksm_vm *vm = e->turn ? e->turn : e->vms;
+		u64 vm_due = UINT64_MAX;
+
+		e->turn = vm->next;
+		if (vm->dying) {
+			idle = 0;
+			/* A hung reader may still use the target, but that has its own life. */
+			if (exit_step(vm)) {
+				unlink_vm(e, vm);
+				nr--;
+			}
+		} else if (vm_step(vm, now, &vm_due)) {
+			idle = 0;
+		} else {
+			idle++;
+			due = MIN(due, vm_due);
+		}
+		now = now_us();
+	}
+	for (u32 i = 0; i < e->nr_domains; i++)
+		store_flush(e->domains[i]->store);
+	return idle < nr ? now : due;
+}

@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: MIT */
+#include <stdlib.h>
+#include "ksmd/planner.h"
+#include "ksmd/store.h"
+
+u32 plan_promotions(const struct match *m, u32 nr, u32 max_nr, struct promotion *ret)
+{
+	u32 n = 0;
+
+	for (u32 i = 0; i < nr; i++) {
+		struct promotion *last = n ? &ret[n - 1] : NULL;
+
+		if (m[i].spn != SPN_NONE)
+			continue;
+		if (last && last->nr < max_nr && last->first + last->nr == i && m[i - 1].gpn + 1 == m[i].gpn)
+			last->nr++;
+		else
+			ret[n++] = (struct promotion){ .first = i, .nr = 1 };
+	}
+	return n;
+}
+
+static int by_page(const void *a, const void *b)
+{
+	const struct placement *x = a, *y = b;
+
+	return x->gpn < y->gpn ? -1 : x->gpn > y->gpn;
+}
+
+u32 plan_runs(struct placement *p, u32 nr, u32 max_nr, struct run *ret)
+{
+	u32 n = 0;
+
+	qsort(p, nr, sizeof(*p), by_page);
+	for (u32 i = 0; i < nr; i++) {
+		struct run *last = n ? &ret[n - 1] : NULL;
+
+		if (last && last->nr < max_nr && last->gpn + last->nr == p[i].gpn &&
+		    last->spn + last->nr == p[i].spn)
+			last->nr++;
+		else
+			ret[n++] = (struct run){ .gpn = p[i].gpn, .spn = p[i].spn, .nr = 1 };
+	}
+	return n;
+}

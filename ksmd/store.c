@@ -1,0 +1,421 @@
+/* SPDX-License-Identifier: MIT */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include "common/uapi_compat.h"
+#include "ksmd/store.h"
+
+/* Page numbers share 32 bits with a flag (index values), so a store has at most 2^31 - 1 pages: 8 TiB. */
+#define STORE_PAGES_MAX ((u64)INT32_MAX - 1)
+/* How many bitmap words an allocation looks at for a gap before it takes fresh space at the end. */
+#define SEARCH_WORDS 1024
+
+struct page_meta {
+	u64 hash;
+	u32 refs, covers;
+};
+
+struct store {
+	int fd, fd_ro;
+	u64 max_pages;
+	u64 end;	 /* pages from here on were never used */
+	u64 recovery_end; /* in recovery: pages below were another daemon's, and are not allocated */
+	bool recovering;
+	/* Sparse anonymous mappings for max_pages: cost memory only where used. */
+	struct page_meta *meta;
+	u64 *used; /* bitmap: allocated, or refs or covers not 0 */
+	u64 cursor; /* bitmap word where the next search begins */
+	u64 pages, total_refs;
+	u64 punch_at, punch_nr; /* consecutive pages to punch */
+};
+
+static void *sparse_array(u64 bytes)
+{
+	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	return p == MAP_FAILED ? NULL : p;
+}
+
+static u64 meta_map_bytes(const struct store *s)
+{
+	return ROUND_UP(s->max_pages * sizeof(struct page_meta), PAGE_BYTES);
+}
+
+static u64 used_map_bytes(const struct store *s)
+{
+	return ROUND_UP(DIV_ROUND_UP(s->max_pages, 64) * sizeof(u64), PAGE_BYTES);
+}
+
+static int store_open(int fd, u64 max_pages, struct store **ret)
+{
+	struct store *s = calloc(1, sizeof(*s));
+	char path[64];
+	int r = -ENOMEM;
+
+	if (!s)
+		return -ENOMEM;
+	s->fd = fd;
+	s->max_pages = max_pages;
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	s->fd_ro = open(path, O_RDONLY | O_CLOEXEC);
+	if (s->fd_ro < 0) {
+		r = -errno;
+		goto fail;
+	}
+	s->meta = sparse_array(meta_map_bytes(s));
+	s->used = sparse_array(used_map_bytes(s));
+	if (!s->meta || !s->used)
+		goto fail;
+	/* Metadata is touched page by page, all over: huge pages would only make it larger. */
+	madvise(s->meta, meta_map_bytes(s), MADV_NOHUGEPAGE);
+	*ret = s;
+	return 0;
+fail:
+	s->fd = -1;
+	store_free(s);
+	return r;
+}
+
+int store_new(const char *domain, u64 max_bytes, struct store **ret)
+{
+	u64 pages = MIN(max_bytes >> PAGE_SHIFT, STORE_PAGES_MAX);
+	char name[128];
+	int fd, r;
+
+	snprintf(name, sizeof(name), "ballast-store:%s", domain);
+	fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	if (fd < 0)
+		return -errno;
+	/* The size never changes: a file that shrank would turn guest accesses into SIGBUS. */
+	if (fchmod(fd, 0600) < 0 || ftruncate(fd, (off_t)(pages << PAGE_SHIFT)) < 0 ||
+	    fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
+		r = -errno;
+	else
+		r = store_open(fd, pages, ret);
+	if (r < 0)
+		close(fd);
+	return r;
+}
+
+int store_adopt(int fd, struct store **ret)
+{
+	struct stat st;
+	off_t data = 0;
+	int r;
+
+	if (fstat(fd, &st) < 0)
+		return -errno;
+	if (!S_ISREG(st.st_mode) || st.st_size <= 0 || ((u64)st.st_size >> PAGE_SHIFT) > STORE_PAGES_MAX ||
+	    !(fcntl(fd, F_GET_SEALS) & F_SEAL_SHRINK))
+		return -EINVAL;
+	r = store_open(fd, (u64)st.st_size >> PAGE_SHIFT, ret);
+	if (r < 0)
+		return r;
+	/*
+	 * The last data tells how far the dead daemon got, but for mappings of broken pages, which may name a
+	 * punched offset beyond: the caller finds those in /proc and calls store_reserve().
+	 */
+	while ((data = lseek(fd, data, SEEK_DATA)) >= 0) {
+		data = lseek(fd, data, SEEK_HOLE);
+		if (data < 0)
+			break;
+		(*ret)->end = (u64)data >> PAGE_SHIFT;
+	}
+	(*ret)->recovering = true;
+	(*ret)->recovery_end = (*ret)->end;
+	return 0;
+}
+
+void store_reserve(struct store *s, u64 end)
+{
+	s->end = MAX(s->end, MIN(end, s->max_pages));
+	s->recovery_end = MAX(s->recovery_end, s->end);
+}
+
+void store_free(struct store *s)
+{
+	if (!s)
+		return;
+	if (s->meta)
+		munmap(s->meta, meta_map_bytes(s));
+	if (s->used)
+		munmap(s->used, used_map_bytes(s));
+	if (s->fd_ro >= 0)
+		close(s->fd_ro);
+	if (s->fd >= 0)
+		close(s->fd);
+	free(s);
+}
+
+int store_fd_readonly(const struct store *s)
+{
+	return s->fd_ro;
+}
+
+u64 store_file_bytes(const struct store *s)
+{
+	return s->max_pages << PAGE_SHIFT;
+}
+
+void store_identity(const struct store *s, u64 *ret_dev, u64 *ret_ino)
+{
+	struct stat st = { 0 };
+
+	fstat(s->fd, &st);
+	*ret_dev = st.st_dev;
+	*ret_ino = st.st_ino;
+}
+
+static bool is_used(const struct store *s, u64 spn)
+{
+	return s->used[spn / 64] >> (spn % 64) & 1;
+}
+
+static void set_used(struct store *s, u64 spn, bool on)
+{
+	if (on)
+		s->used[spn / 64] |= (u64)1 << (spn % 64);
+	else
+		s->used[spn / 64] &= ~((u64)1 << (spn % 64));
+}
+
+/* @nr free pages in a row below the end, near the cursor. */
+static u64 find_gap(struct store *s, u32 nr)
+{
+	u64 words = s->end / 64, run = 0;
+
+	/* Not before recovery ends: an unknown mapping may still name any page that looks free (invariant 4). */
+	if (s->recovering)
+		return UINT64_MAX;
+	if (s->cursor >= words)
+		s->cursor = 0;
+	for (u64 n = 0; n < MIN(SEARCH_WORDS, words - s->cursor); n++) {
+		u64 w = s->cursor + n;
+
+		if (s->used[w] == UINT64_MAX) {
+			run = 0;
+			continue;
+		}
+		for (u64 spn = w * 64; spn < (w + 1) * 64; spn++) {
+			run = is_used(s, spn) ? 0 : run + 1;
+			if (run == nr) {
+				s->cursor = w;
+				return spn + 1 - nr;
+			}
+		}
+	}
+	s->cursor += MIN(SEARCH_WORDS, words - s->cursor);
+	return UINT64_MAX;
+}
+
+u32 store_alloc(struct store *s, u32 nr)
+{
+	u64 spn;
+
+	store_flush(s);
+	spn = find_gap(s, nr);
+	if (spn == UINT64_MAX) {
+		if (s->end + nr > s->max_pages)
+			return SPN_NONE;
+		spn = s->end;
+		s->end += nr;
+	}
+	for (u64 i = spn; i < spn + nr; i++) {
+		set_used(s, i, true);
+		s->meta[i] = (struct page_meta){ 0 };
+	}
+	s->pages += nr;
+	return (u32)spn;
+}
+
+static void punch(struct store *s, u64 spn)
+{
+	if (s->punch_nr && spn == s->punch_at + s->punch_nr) {
+		s->punch_nr++;
+		return;
+	}
+	store_flush(s);
+	s->punch_at = spn;
+	s->punch_nr = 1;
+}
+
+void store_flush(struct store *s)
+{
+	/* If this fails the memory stays in use, and nothing else is wrong; the next owner overwrites it. */
+	if (s->punch_nr)
+		(void)!fallocate(s->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+				 (off_t)(s->punch_at << PAGE_SHIFT), (off_t)(s->punch_nr << PAGE_SHIFT));
+	s->punch_nr = 0;
+}
+
+static void drop_content(struct store *s, u32 spn)
+{
+	s->pages--;
+	s->meta[spn].hash = 0;
+	punch(s, spn);
+	if (s->meta[spn].covers == 0)
+		set_used(s, spn, false);
+}
+
+void store_release(struct store *s, u32 spn, u32 nr)
+{
+	for (u32 i = spn; i < spn + nr; i++)
+		drop_content(s, i);
+}
+
+static int transfer(const struct store *s, u32 spn, void *pages, u32 nr, bool write)
+{
+	u64 at = (u64)spn << PAGE_SHIFT, bytes = (u64)nr << PAGE_SHIFT;
+
+	for (u64 done = 0; done < bytes;) {
+		ssize_t n = write ? pwrite(s->fd, (u8 *)pages + done, bytes - done, (off_t)(at + done)) :
+				    pread(s->fd, (u8 *)pages + done, bytes - done, (off_t)(at + done));
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return n < 0 ? -errno : -EIO;
+		done += (u64)n;
+	}
+	return 0;
+}
+
+int store_write(const struct store *s, u32 spn, const void *pages, u32 nr)
+{
+	return transfer(s, spn, (void *)pages, nr, true);
+}
+
+int store_read(const struct store *s, u32 spn, void *pages, u32 nr)
+{
+	return transfer(s, spn, pages, nr, false);
+}
+
+void store_set_hash(struct store *s, u32 spn, u64 hash)
+{
+	/* 0 says "no content"; the one content that hashes to 0 is then never found again, which only loses a saving. */
+	s->meta[spn].hash = hash ? hash : 1;
+}
+
+u64 store_hash(const struct store *s, u32 spn)
+{
+	return s->meta[spn].hash;
+}
+
+bool store_has_content(const struct store *s, u32 spn)
+{
+	return spn < s->end && s->meta[spn].hash != 0;
+}
+
+u32 store_refs(const struct store *s, u32 spn)
+{
+	return s->meta[spn].refs;
+}
+
+u32 store_covers(const struct store *s, u32 spn)
+{
+	return s->meta[spn].covers;
+}
+
+void store_ref(struct store *s, u32 spn)
+{
+	s->meta[spn].refs++;
+	s->total_refs++;
+}
+
+bool store_unref(struct store *s, u32 spn)
+{
+	s->total_refs--;
+	if (--s->meta[spn].refs)
+		return false;
+	/* In recovery the last known reference may not be the last one. */
+	if (s->recovering && spn < s->recovery_end)
+		return false;
+	drop_content(s, spn);
+	return true;
+}
+
+void store_cover(struct store *s, u32 spn)
+{
+	s->meta[spn].covers++;
+	set_used(s, spn, true);
+	if (spn >= s->end)
+		store_reserve(s, (u64)spn + 1);
+}
+
+void store_uncover(struct store *s, u32 spn)
+{
+	if (--s->meta[spn].covers == 0 && s->meta[spn].refs == 0 && !s->recovering) {
+		/* Allocated pages that wait for their first reference have neither count; they are never covered. */
+		set_used(s, spn, false);
+	}
+}
+
+int store_walk(struct store *s, int (*fn)(struct store *s, u32 spn, void *arg), void *arg)
+{
+	off_t data = 0;
+
+	while ((data = lseek(s->fd, data, SEEK_DATA)) >= 0) {
+		off_t hole = lseek(s->fd, data, SEEK_HOLE);
+
+		if (hole < 0)
+			return -errno;
+		for (; data < hole; data += (off_t)PAGE_BYTES) {
+			u32 spn = (u32)((u64)data >> PAGE_SHIFT);
+			int r;
+
+			set_used(s, spn, true);
+			s->pages++;
+			r = fn(s, spn, arg);
+			if (r < 0)
+				return r;
+		}
+	}
+	return errno == ENXIO ? 0 : -errno;
+}
+
+void store_recovered(struct store *s, void (*dropped)(struct store *s, u32 spn, void *arg), void *arg)
+{
+	if (!s->recovering)
+		return;
+	s->recovering = false;
+	for (u64 spn = 0; spn < s->recovery_end; spn++) {
+		if (!is_used(s, spn) || s->meta[spn].refs)
+			continue;
+		if (s->meta[spn].hash) {
+			dropped(s, (u32)spn, arg);
+			drop_content(s, (u32)spn);
+		} else if (!s->meta[spn].covers) {
+			set_used(s, spn, false);
+		}
+	}
+	store_flush(s);
+}
+
+bool store_in_recovery(const struct store *s)
+{
+	return s->recovering;
+}
+
+u64 store_pages(const struct store *s)
+{
+	return s->pages;
+}
+
+u64 store_total_refs(const struct store *s)
+{
+	return s->total_refs;
+}
+
+u64 store_meta_bytes(const struct store *s)
+{
+	return s->end * sizeof(struct page_meta) + s->end / 8;
+}
+
+u64 store_max_pages(const struct store *s)
+{
+	return s->max_pages;
+}

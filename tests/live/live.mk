@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: MIT
+# What the live test programs need beyond the rule of tests/tests.mk, which includes this.
+
+FLAT_GUEST := $(BUILD)/tests/flat_guest.bin
+
+# Nothing of CFLAGS: the guest has no libc, no sanitizer runtime and no SSE state.
+$(FLAT_GUEST): tests/live/flat/guest.c tests/live/flat/guest.ld tests/live/flat/abi.h common/types.h
+	@mkdir -p $(@D)
+	$(CC) -std=gnu11 -O2 $(WARN) -I. -DFLAT_GUEST -ffreestanding -fno-pic -fno-stack-protector \
+		-fno-asynchronous-unwind-tables -fno-tree-loop-distribute-patterns -mno-sse -mno-red-zone \
+		-fcf-protection=none -nostdlib -static -Wl,--build-id=none -Wl,--oformat=binary \
+		-Wl,-T,tests/live/flat/guest.ld -o $@ $<
+
+# The VMM carries the guest's code in itself (.incbin), and the guest's loop a second time, hosted.
+$(call obj,tests/live/flat/kvm.c): CPPFLAGS += -DFLAT_GUEST_BIN='"$(FLAT_GUEST)"'
+$(call obj,tests/live/flat/kvm.c): $(FLAT_GUEST)
+$(BUILD)/tests/flat_vmm: $(call obj,$(wildcard tests/live/flat/*.c))
