@@ -13,16 +13,20 @@ struct unit {
 
 /* The first name of each factor is the one that the *_text() functions write; largest factor last. */
 static const struct unit byte_units[] = {
-	{"", 1},       {"B", 1},	   {"KiB", KIB(1)},  {"K", KIB(1)},
-	{"k", KIB(1)}, {"MiB", MIB(1)},	   {"M", MIB(1)},    {"GiB", GIB(1)},
-	{"G", GIB(1)}, {"TiB", GIB(1024)}, {"T", GIB(1024)},
+	{ "", 1 },	 { "B", 1 },	       { "KiB", KIB(1) },  { "K", KIB(1) },
+	{ "k", KIB(1) }, { "MiB", MIB(1) },    { "M", MIB(1) },	   { "GiB", GIB(1) },
+	{ "G", GIB(1) }, { "TiB", GIB(1024) }, { "T", GIB(1024) },
 };
 
 static const struct unit duration_units[] = {
-	{"us", 1}, {"ms", 1000}, {"s", 1000000}, {"min", 60 * 1000000}, {"h", (u64)3600 * 1000000},
+	{ "us", 1 },
+	{ "ms", 1000 },
+	{ "s", 1000000 },
+	{ "min", 60 * 1000000 },
+	{ "h", (u64)3600 * 1000000 },
 };
 
-static const struct unit percent_units[] = {{"", 1}, {"%", 1}};
+static const struct unit percent_units[] = { { "", 1 }, { "%", 1 } };
 
 static bool is_space(char c)
 {
@@ -144,8 +148,8 @@ int parse_bool(const char *s, bool *ret)
 		const char *word;
 		bool value;
 	} words[] = {
-		{"on", true},	{"yes", true}, {"true", true},	 {"1", true},
-		{"off", false}, {"no", false}, {"false", false}, {"0", false},
+		{ "on", true },	  { "yes", true }, { "true", true },   { "1", true },
+		{ "off", false }, { "no", false }, { "false", false }, { "0", false },
 	};
 	size_t len;
 

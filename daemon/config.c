@@ -379,11 +379,11 @@ static int fail_file(struct config_error *err, const char *path, int error)
 		int error;
 		const char *remedy;
 	} remedies[] = {
-		{-ENOENT, "create it, or leave --config out to run on the defaults"},
-		{-EACCES, "run as root, or make it readable"},
-		{-EISDIR, "name the file, not its folder"},
-		{-EINVAL, "it is not a regular file"},
-		{-EFBIG, "a configuration has at most 1 MiB"},
+		{ -ENOENT, "create it, or leave --config out to run on the defaults" },
+		{ -EACCES, "run as root, or make it readable" },
+		{ -EISDIR, "name the file, not its folder" },
+		{ -EINVAL, "it is not a regular file" },
+		{ -EFBIG, "a configuration has at most 1 MiB" },
 	};
 	const char *remedy = "";
 

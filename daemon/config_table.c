@@ -71,10 +71,16 @@ static int check_domain(const char *s)
 	return s[0] != '\0' && s[0] != '.' && s[strspn(s, set)] == '\0' ? 0 : -EINVAL;
 }
 
-static const struct word log_words[] = {{"info", 0}, {"debug", 1}, {0}};
+static const struct word log_words[] = { { "info", 0 }, { "debug", 1 }, { 0 } };
 static const struct word share_words[] = {
-	{"on", SHARE_ON},  {"off", SHARE_OFF}, {"zero-only", SHARE_ZERO_ONLY}, {"yes", SHARE_ON},
-	{"no", SHARE_OFF}, {"true", SHARE_ON}, {"false", SHARE_OFF},	       {0},
+	{ "on", SHARE_ON },
+	{ "off", SHARE_OFF },
+	{ "zero-only", SHARE_ZERO_ONLY },
+	{ "yes", SHARE_ON },
+	{ "no", SHARE_OFF },
+	{ "true", SHARE_ON },
+	{ "false", SHARE_OFF },
+	{ 0 },
 };
 
 static const struct value_type type_bool = {
@@ -137,43 +143,43 @@ static const struct value_type type_domain = {
 #define RUN_DIR_MAX	(SOCKET_PATH_MAX - 13)
 
 const struct setting config_settings[] = {
-	{SEC_DAEMON, "run_dir", &type_path, IN_CONFIG(run_dir), 2, RUN_DIR_MAX, "/run/ballast",
-	 "a tmpfs that is emptied at boot, as the state in it must be"},
-	{SEC_DAEMON, "agent_socket", &type_path, IN_CONFIG(agent_socket), 2, SOCKET_PATH_MAX, NULL,
-	 "RUN_DIR/agent.sock, so that one key moves everything"},
-	{SEC_DAEMON, "control_socket", &type_path, IN_CONFIG(control_socket), 2, SOCKET_PATH_MAX,
-	 NULL, "RUN_DIR/control.sock, so that one key moves everything"},
-	{SEC_DAEMON, "agent_socket_mode", &type_mode, IN_CONFIG(agent_socket_mode), 0600, 0777,
-	 "0666",
-	 "VMMs run as unprivileged users (libvirt-qemu), and a VMM is only given what it could see itself"},
-	{SEC_DAEMON, "log_level", &type_log, IN_CONFIG(log_debug), 0, 0, "info",
-	 "rare events only; debug adds lines for each pass"},
+	{ SEC_DAEMON, "run_dir", &type_path, IN_CONFIG(run_dir), 2, RUN_DIR_MAX, "/run/ballast",
+	  "a tmpfs that is emptied at boot, as the state in it must be" },
+	{ SEC_DAEMON, "agent_socket", &type_path, IN_CONFIG(agent_socket), 2, SOCKET_PATH_MAX, NULL,
+	  "RUN_DIR/agent.sock, so that one key moves everything" },
+	{ SEC_DAEMON, "control_socket", &type_path, IN_CONFIG(control_socket), 2, SOCKET_PATH_MAX,
+	  NULL, "RUN_DIR/control.sock, so that one key moves everything" },
+	{ SEC_DAEMON, "agent_socket_mode", &type_mode, IN_CONFIG(agent_socket_mode), 0600, 0777,
+	  "0666",
+	  "VMMs run as unprivileged users (libvirt-qemu), and a VMM is only given what it could see itself" },
+	{ SEC_DAEMON, "log_level", &type_log, IN_CONFIG(log_debug), 0, 0, "info",
+	  "rare events only; debug adds lines for each pass" },
 
-	{SEC_METRICS, "enabled", &type_bool, IN_CONFIG(metrics_enabled), 0, 0, "on",
-	 "read-only and on loopback: safe to have, and missed when it is not there"},
-	{SEC_METRICS, "address", &type_address, IN_CONFIG(metrics_address), 2, 45, "127.0.0.1",
-	 "names and sizes of VMs do not go to the network unless somebody asks for it"},
-	{SEC_METRICS, "port", &type_count, IN_CONFIG(metrics_port), 0, 65535, "9723",
-	 "in the range where Prometheus exporters live; 0 takes any free port"},
+	{ SEC_METRICS, "enabled", &type_bool, IN_CONFIG(metrics_enabled), 0, 0, "on",
+	  "read-only and on loopback: safe to have, and missed when it is not there" },
+	{ SEC_METRICS, "address", &type_address, IN_CONFIG(metrics_address), 2, 45, "127.0.0.1",
+	  "names and sizes of VMs do not go to the network unless somebody asks for it" },
+	{ SEC_METRICS, "port", &type_count, IN_CONFIG(metrics_port), 0, 65535, "9723",
+	  "in the range where Prometheus exporters live; 0 takes any free port" },
 
-	{SEC_SCAN, "enabled", &type_bool, IN_CONFIG(scan_enabled), 0, 0, "on",
-	 "sharing is what the daemon is for; off still watches and accounts, but merges nothing new"},
-	{SEC_SCAN, "cpu_percent", &type_percent, IN_CONFIG(scan_cpu_permille), 1, 16000, "5",
-	 "of one core: what is tolerated in the background, and still about 350 MiB hashed a second"},
-	{SEC_SCAN, "interval", &type_duration, IN_CONFIG(scan_interval_us), 10000,
-	 3600 * 1000000ULL, "1s",
-	 "a page unwritten for a second tends to stay so, and a pass over idle memory costs 0.5 ms a GiB"},
-	{SEC_SCAN, "threads", &type_count, IN_CONFIG(scan_threads), 1, 64, "1",
-	 "one thread spends up to 100 cpu_percent; more are of use only above that"},
+	{ SEC_SCAN, "enabled", &type_bool, IN_CONFIG(scan_enabled), 0, 0, "on",
+	  "sharing is what the daemon is for; off still watches and accounts, but merges nothing new" },
+	{ SEC_SCAN, "cpu_percent", &type_percent, IN_CONFIG(scan_cpu_permille), 1, 16000, "5",
+	  "of one core: what is tolerated in the background, and still about 350 MiB hashed a second" },
+	{ SEC_SCAN, "interval", &type_duration, IN_CONFIG(scan_interval_us), 10000,
+	  3600 * 1000000ULL, "1s",
+	  "a page unwritten for a second tends to stay so, and a pass over idle memory costs 0.5 ms a GiB" },
+	{ SEC_SCAN, "threads", &type_count, IN_CONFIG(scan_threads), 1, 64, "1",
+	  "one thread spends up to 100 cpu_percent; more are of use only above that" },
 
-	{SEC_STORE, "max_size", &type_bytes, IN_CONFIG(store_max_bytes), MIB(1), GIB(16384),
-	 "64GiB",
-	 "per sharing domain: address space, not memory, which is taken only as pages are merged"},
+	{ SEC_STORE, "max_size", &type_bytes, IN_CONFIG(store_max_bytes), MIB(1), GIB(16384),
+	  "64GiB",
+	  "per sharing domain: address space, not memory, which is taken only as pages are merged" },
 
-	{SEC_VM, "share", &type_share, IN_VM(share), 0, 0, "on",
-	 "only VMs that were started with the agent are seen at all: starting them so is the consent"},
-	{SEC_VM, "domain", &type_domain, IN_VM(domain), 1, CONFIG_NAME_MAX - 1, "default",
-	 "one tenant a host is the common case; give each tenant a domain of its own otherwise"},
+	{ SEC_VM, "share", &type_share, IN_VM(share), 0, 0, "on",
+	  "only VMs that were started with the agent are seen at all: starting them so is the consent" },
+	{ SEC_VM, "domain", &type_domain, IN_VM(domain), 1, CONFIG_NAME_MAX - 1, "default",
+	  "one tenant a host is the common case; give each tenant a domain of its own otherwise" },
 };
 _Static_assert(ARRAY_SIZE(config_settings) == CONFIG_NR_SETTINGS, "count the rows");
 

@@ -209,7 +209,7 @@ static json_t *totals_json(const struct view *v, struct totals *t)
 static json_t *view_json(const struct view *v)
 {
 	json_t *j = json_object(), *vms = json_array(), *domains = json_array();
-	struct totals t = {0};
+	struct totals t = { 0 };
 	int r = 0;
 
 	for (u32 i = 0; i < v->nr_vms; i++)
@@ -259,7 +259,7 @@ static char *reply_ok(void)
 
 static char *do_status(const struct control_ops *ops, void *core, const char *vm)
 {
-	struct view v = {0};
+	struct view v = { 0 };
 	char *line;
 	int r = ops->view(core, &v);
 
@@ -327,8 +327,9 @@ static const struct command {
 	bool needs_vm;
 	char *(*run)(const struct control_ops *ops, void *core, const char *vm);
 } commands[] = {
-	{"status", false, do_status},  {"pause", false, do_pause}, {"resume", false, do_resume},
-	{"unmerge", true, do_unmerge}, {"share", true, do_share},
+	{ "status", false, do_status }, { "pause", false, do_pause },
+	{ "resume", false, do_resume }, { "unmerge", true, do_unmerge },
+	{ "share", true, do_share },
 };
 
 char *control_reply(const struct control_ops *ops, void *core, const char *request, size_t len,

@@ -90,11 +90,11 @@ void chunk_release(struct bh_agent *a, struct bh_region *r, u64 chunk)
 static void repeat_attributes(const struct bh_region *r, void *at, size_t bytes, bool anonymous)
 {
 	if (r->dont_fork)
-		madvise(at, bytes, MADV_DONTFORK);
+		kernel_madvise(at, bytes, MADV_DONTFORK);
 	if (r->dont_dump)
-		madvise(at, bytes, MADV_DONTDUMP);
+		kernel_madvise(at, bytes, MADV_DONTDUMP);
 	if (anonymous && r->huge)
-		madvise(at, bytes, MADV_HUGEPAGE);
+		kernel_madvise(at, bytes, MADV_HUGEPAGE);
 }
 
 int region_replace_store(struct bh_agent *a, struct bh_region *r, u64 page, u64 nr, u64 store_offset)

@@ -80,8 +80,8 @@ static int staging_new(struct bh_agent *a)
 		a->staging = NULL;
 		return -errno;
 	}
-	madvise(a->staging, bytes, MADV_NOHUGEPAGE);
-	madvise(a->staging, bytes, MADV_DONTFORK);
+	kernel_madvise(a->staging, bytes, MADV_NOHUGEPAGE);
+	kernel_madvise(a->staging, bytes, MADV_DONTFORK);
 	return uffd_register(a->uffd, (u64)(uintptr_t)a->staging, bytes, UFFDIO_REGISTER_MODE_MISSING);
 }
 
@@ -180,7 +180,7 @@ void bh_free(struct bh_agent *a)
 	if (a->wake_fd >= 0)
 		close(a->wake_fd);
 	if (a->staging)
-		munmap(a->staging, BH_STEP_PAGES * PAGE_BYTES);
+		syscall(SYS_munmap, a->staging, BH_STEP_PAGES * PAGE_BYTES);
 	for (u32 i = 0; i < a->nr_regions; i++)
 		region_free(a->regions[i]);
 	free(a->reference);
@@ -341,7 +341,7 @@ static int discard_in_region(struct bh_agent *a, struct bh_region *r, u64 page, 
 	for (u64 nr; page < end; page += nr) {
 		nr = same_mapped(r, page, end);
 		if (!page_mapped(r, page)) {
-			if (madvise((void *)(uintptr_t)page_hva(r, page), nr << PAGE_SHIFT, MADV_DONTNEED) < 0)
+			if (kernel_madvise((void *)(uintptr_t)page_hva(r, page), nr << PAGE_SHIFT, MADV_DONTNEED) < 0)
 				err = -errno;
 			continue;
 		}

@@ -25,6 +25,9 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #include "hypervisor-hooks/hooks.h"
 #include "hypervisor-hooks/uffd.h"
 #include "hypervisor-hooks/wire.h"
@@ -79,6 +82,14 @@ struct bh_agent {
 		wait_faults, fill_faults;
 	atomic_bool connected;
 };
+
+/*
+ * The kernel's madvise(), not libc's: the preload shim interposes that one, takes it for the VMM's, and asks for @lock.
+ */
+static inline int kernel_madvise(void *at, size_t bytes, int advice)
+{
+	return (int)syscall(SYS_madvise, at, bytes, advice);
+}
 
 static inline bool page_mapped(const struct bh_region *r, u64 page)
 {

@@ -152,7 +152,7 @@ static void merge_anonymous(struct step *s)
 	}
 	uffd_wake(s->a->uffd, hva, s->nr * PAGE_BYTES);
 	/* Frees the copies of what was replaced; what was moved back is not there any more. */
-	madvise(s->a->staging, s->nr * PAGE_BYTES, MADV_DONTNEED);
+	kernel_madvise(s->a->staging, s->nr * PAGE_BYTES, MADV_DONTNEED);
 }
 
 static int replace_in_place(struct step *s, u32 i, u32 nr)
@@ -295,7 +295,7 @@ void unmerge_range(struct bh_agent *a, u64 hva, u64 nr, s32 *status)
 
 			n = same_mapped(r, page, page + n);
 			/* The kernel breaks copy-on-write as a guest write would, but changes no byte. */
-			if (page_mapped(r, page) && madvise((void *)(uintptr_t)page_hva(r, page), n << PAGE_SHIFT,
+			if (page_mapped(r, page) && kernel_madvise((void *)(uintptr_t)page_hva(r, page), n << PAGE_SHIFT,
 							    MADV_POPULATE_WRITE) < 0)
 				err = -errno;
 		}

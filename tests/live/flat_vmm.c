@@ -6,7 +6,7 @@
  *
  *   flat_vmm --seconds N --pages N --seed S --name NAME [options]      (--help lists them)
  *
- * The guest has no clock. It leaves by an OUT after every round of some 50,000 accesses, a few milliseconds; the
+ * The guest has no clock. It leaves by an OUT after every round of some 5,000 accesses, well under a millisecond; the
  * longest time between two rounds is the stall that is reported. It includes waiting for a CPU.
  *
  * Prints one line a second, and one at the end with "final=1"; on SIGUSR1 a line with what the kernel says of its
@@ -184,7 +184,7 @@ static u64 print_line(struct flat_vm *vm, bool final)
 	u64 iterations = 0, accesses = 0, writes = 0, errors = 0, stall = 0, rewrites = 0,
 	    discards = 0;
 	u64 disk_reads = 0;
-	struct bh_stats s = {0};
+	struct bh_stats s = { 0 };
 
 	for (u32 n = 0; n < vm->nr_runners; n++) {
 		struct flat_runner *r = &vm->runner[n];
@@ -409,33 +409,33 @@ static bool parse_u32(const char *text, u32 min, u32 max, u32 *ret)
 int main(int argc, char **argv)
 {
 	static const struct option options[] = {
-		{"seconds", required_argument, NULL, 's'},
-		{"pages", required_argument, NULL, 'p'},
-		{"seed", required_argument, NULL, 'S'},
-		{"name", required_argument, NULL, 'n'},
-		{"vcpus", required_argument, NULL, 'v'},
-		{"write-permille", required_argument, NULL, 'w'},
-		{"dwell-ms", required_argument, NULL, 'd'},
-		{"discard", no_argument, NULL, 'D'},
-		{"socket", required_argument, NULL, 'k'},
-		{"no-agent", no_argument, NULL, 'N'},
-		{"threads", no_argument, NULL, 't'},
-		{"corrupt", no_argument, NULL, 'c'},
-		{"probe", no_argument, NULL, 'P'},
-		{"help", no_argument, NULL, 'h'},
-		{0},
+		{ "seconds", required_argument, NULL, 's' },
+		{ "pages", required_argument, NULL, 'p' },
+		{ "seed", required_argument, NULL, 'S' },
+		{ "name", required_argument, NULL, 'n' },
+		{ "vcpus", required_argument, NULL, 'v' },
+		{ "write-permille", required_argument, NULL, 'w' },
+		{ "dwell-ms", required_argument, NULL, 'd' },
+		{ "discard", no_argument, NULL, 'D' },
+		{ "socket", required_argument, NULL, 'k' },
+		{ "no-agent", no_argument, NULL, 'N' },
+		{ "threads", no_argument, NULL, 't' },
+		{ "corrupt", no_argument, NULL, 'c' },
+		{ "probe", no_argument, NULL, 'P' },
+		{ "help", no_argument, NULL, 'h' },
+		{ 0 },
 	};
 	static struct flat_vm vm = {
-		.opt = {.name = "flat",
-			.seconds = 10,
-			.nr_pages = 16384,
-			.seed = 1,
-			.nr_vcpus = 1,
-			.write_permille = 20,
-			.dwell_ms = 100},
+		.opt = { .name = "flat",
+			 .seconds = 10,
+			 .nr_pages = 16384,
+			 .seed = 1,
+			 .nr_vcpus = 1,
+			 .write_permille = 20,
+			 .dwell_ms = 100 },
 	};
 	struct flat_options *o = &vm.opt;
-	struct sigaction act = {.sa_handler = on_stop}, count = {.sa_handler = on_count};
+	struct sigaction act = { .sa_handler = on_stop }, count = { .sa_handler = on_count };
 	bool probe = false, ok = true;
 	const char *why;
 	int c;

@@ -2,6 +2,8 @@
 /* The access loop of the flat test guest. See abi.h; compiled for the guest (FLAT_GUEST) and hosted. */
 #include "tests/live/flat/abi.h"
 
+#define SWEEP_TICK_PAGES 8
+
 static volatile u64 *page_words(const struct flat_lane *l, u32 p)
 {
 	return (volatile u64 *)(l->ram + ((u64)p << PAGE_SHIFT));
@@ -191,6 +193,8 @@ static void read_op(struct flat_lane *l, u64 r)
 /* Checks all of the pages that the window leaves, and makes most of them mergeable again. */
 static void leave_window(struct flat_lane *l)
 {
+	u32 next = l->window; /* a tick may move it on */
+
 	for (u32 i = 0; i < l->window_blocks; i++) {
 		u32 first = own_block(l, l->window_seen * l->window_blocks + i) * FLAT_BLOCK_PAGES;
 
@@ -198,9 +202,12 @@ static void leave_window(struct flat_lane *l)
 			flat_check_page(l, p);
 			if (flat_mix(l->rng + p) & 15)
 				converge(l, p);
+			/* A sweep is much longer than a round. */
+			if (p % SWEEP_TICK_PAGES == 0)
+				call_vmm(l, FLAT_CALL_TICK);
 		}
 	}
-	l->window_seen = l->window;
+	l->window_seen = next;
 }
 
 void flat_tick(struct flat_lane *l)

@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: MIT */
+#include <criterion/criterion.h>
+#include "ksmd/planner.h"
+#include "ksmd/store.h"
+
+Test(planner, promotes_neighbours_together)
+{
+	const struct match m[] = {
+		{ .gpn = 10, .spn = SPN_NONE }, { .gpn = 11, .spn = SPN_NONE }, { .gpn = 12, .spn = 77 },
+		{ .gpn = 13, .spn = SPN_NONE }, { .gpn = 15, .spn = SPN_NONE }, { .gpn = 16, .spn = SPN_NONE },
+	};
+	struct promotion p[6];
+
+	cr_assert_eq(plan_promotions(m, 6, 256, p), 3u);
+	cr_assert(p[0].first == 0 && p[0].nr == 2);
+	cr_assert(p[1].first == 3 && p[1].nr == 1); /* 12 is in the store already, 14 is missing */
+	cr_assert(p[2].first == 4 && p[2].nr == 2);
+}
+
+Test(planner, cuts_promotions_at_the_limit)
+{
+	struct match m[10];
+	struct promotion p[10];
+
+	for (u32 i = 0; i < 10; i++)
+		m[i] = (struct match){ .gpn = 100 + i, .spn = SPN_NONE };
+	cr_assert_eq(plan_promotions(m, 10, 4, p), 3u);
+	cr_assert(p[0].nr == 4 && p[1].nr == 4 && p[2].nr == 2 && p[2].first == 8);
+}
+
+Test(planner, joins_pages_whose_store_offsets_follow)
+{
+	struct placement p[] = { { 5, 105 }, { 3, 103 }, { 4, 104 }, { 6, 200 }, { 7, 201 }, { 9, 203 } };
+	struct run r[6];
+
+	cr_assert_eq(plan_runs(p, 6, 64, r), 3u);
+	cr_assert(r[0].gpn == 3 && r[0].spn == 103 && r[0].nr == 3);
+	cr_assert(r[1].gpn == 6 && r[1].spn == 200 && r[1].nr == 2);
+	cr_assert(r[2].gpn == 9 && r[2].spn == 203 && r[2].nr == 1);
+}
+
+/* Every placement appears in exactly one run, whatever the order and the limit. */
+Test(planner, runs_cover_exactly_the_placements)
+{
+	enum { NR = 5000 };
+	static struct placement p[NR];
+	static struct run r[NR];
+	static u32 want[NR * 2];
+	u64 seed = 42;
+	u32 n, covered = 0;
+
+	for (u32 i = 0; i < NR; i++) {
+		seed = seed * 6364136223846793005ull + 1442695040888963407ull;
+		/* Pages in an order of their own, with gaps; offsets that often follow. */
+		p[i] = (struct placement){ .gpn = (i * 7919u % NR) * 2 / 2, .spn = 0 };
+		p[i].spn = p[i].gpn + (seed >> 60 == 0 ? 100000 : 50000);
+		want[p[i].gpn] = p[i].spn;
+	}
+	n = plan_runs(p, NR, 64, r);
+	for (u32 i = 0; i < n; i++) {
+		cr_assert_leq(r[i].nr, 64u);
+		for (u32 k = 0; k < r[i].nr; k++, covered++)
+			cr_assert_eq(want[r[i].gpn + k], r[i].spn + k);
+	}
+	cr_assert_eq(covered, (u32)NR);
+	cr_assert_lt(n, (u32)NR / 4);
+}

@@ -1,0 +1,199 @@
+/* SPDX-License-Identifier: MIT */
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+#include "hypervisor-hooks/wire.h"
+
+static struct wire_message m;
+static const char *why;
+
+static int check(u32 fds)
+{
+	return wire_check(&m, m.h.bytes, fds, &why);
+}
+
+static void good_merge(u32 runs)
+{
+	memset(&m, 0, sizeof(m));
+	wire_init(&m, WIRE_MERGE, 5, runs * sizeof(m.runs[0]));
+	for (u32 i = 0; i < runs; i++)
+		m.runs[i] = (struct wire_run){ .hva = 0x10000 + i * 0x2000, .store_offset = 0x5000, .nr_pages = 1,
+					       .kind = WIRE_RUN_STORE };
+}
+
+/* A valid message of each type, so that every test below starts from something that passes. */
+static u32 good(enum wire_type type)
+{
+	static const size_t payload[WIRE_TYPE_END] = {
+		[WIRE_HELLO] = sizeof(struct wire_hello),	[WIRE_WELCOME] = sizeof(struct wire_welcome),
+		[WIRE_REFUSE] = sizeof(struct wire_refuse),	[WIRE_REGION_ADD] = sizeof(struct wire_region),
+		[WIRE_REGION_DEL] = sizeof(struct wire_range),	[WIRE_MERGE] = sizeof(struct wire_run),
+		[WIRE_UNMERGE] = sizeof(struct wire_range),	[WIRE_DISCARD] = sizeof(struct wire_range),
+		[WIRE_DONE] = sizeof(struct wire_done) + sizeof(struct wire_segment),
+	};
+
+	memset(&m, 0, sizeof(m));
+	wire_init(&m, type, 0, payload[type]);
+	switch (type) {
+	case WIRE_HELLO:
+		m.hello = (struct wire_hello){ .version_lowest = 1, .version_highest = 9, .page_bytes = 4096 };
+		break;
+	case WIRE_REGION_ADD:
+		m.region = (struct wire_region){ .hva = 0x200000, .bytes = 0x1000 };
+		break;
+	case WIRE_REGION_DEL:
+	case WIRE_UNMERGE:
+	case WIRE_DISCARD:
+		m.range = (struct wire_range){ .hva = 0x200000, .bytes = 0x1000 };
+		break;
+	case WIRE_MERGE:
+		good_merge(1);
+		break;
+	case WIRE_DONE:
+		m.segments[0] = (struct wire_segment){ .hva = 0x1000, .nr_pages = 1 };
+		break;
+	default:
+		break;
+	}
+	return type == WIRE_WELCOME ? 1 : 0;
+}
+
+Test(wire, accepts_a_good_message_of_each_type)
+{
+	for (u32 t = WIRE_HELLO; t < WIRE_TYPE_END; t++) {
+		u32 fds = good(t);
+
+		cr_assert_eq(check(fds), 0, "type %u: %s", t, why ? why : "");
+	}
+}
+
+Test(wire, refuses_wrong_length_version_magic_and_descriptors_of_each_type)
+{
+	for (u32 t = WIRE_HELLO; t < WIRE_TYPE_END; t++) {
+		u32 fds = good(t);
+
+		for (u32 bytes = 0; bytes < m.h.bytes; bytes++)
+			cr_assert_eq(wire_check(&m, bytes, fds, &why), -EPROTO, "type %u, %u bytes", t, bytes);
+		m.h.bytes += 4;
+		cr_assert_eq(check(fds), -EPROTO, "type %u, 4 bytes more", t);
+		good(t);
+		cr_assert_eq(check(fds + 1), -EPROTO, "type %u, a descriptor too many", t);
+		if (fds)
+			cr_assert_eq(check(0), -EPROTO, "type %u, no descriptor", t);
+		m.h.magic ^= 1;
+		cr_assert_eq(check(fds), -EPROTO);
+		good(t);
+		m.h.version = WIRE_VERSION + 1;
+		cr_assert_eq(check(fds), t == WIRE_HELLO ? 0 : -EPROTO, "type %u, another version", t);
+	}
+	good(WIRE_HELLO);
+	m.h.type = WIRE_TYPE_END;
+	cr_assert_eq(check(0), -EPROTO);
+	m.h.type = 0;
+	cr_assert_eq(check(0), -EPROTO);
+}
+
+Test(wire, refuses_bad_ranges)
+{
+	const struct wire_range bad[] = {
+		{ 0x200001, 0x1000 }, { 0x200000, 0x1001 }, { 0x200000, 0 }, { UINT64_MAX & ~0xfffull, 0x1000 },
+		{ 0x1000, UINT64_MAX & ~0xfffull },
+	};
+
+	for (u32 i = 0; i < ARRAY_SIZE(bad); i++) {
+		good(WIRE_DISCARD);
+		m.range = bad[i];
+		cr_assert_eq(check(0), -EPROTO, "range %u", i);
+		good(WIRE_REGION_ADD);
+		m.region.hva = bad[i].hva;
+		m.region.bytes = bad[i].bytes;
+		cr_assert_eq(check(0), -EPROTO, "region %u", i);
+	}
+}
+
+Test(wire, refuses_bad_runs)
+{
+	good_merge(2);
+	m.runs[1].kind = 3;
+	cr_assert_eq(check(0), -EPROTO);
+	good_merge(2);
+	m.runs[1].nr_pages = 0;
+	cr_assert_eq(check(0), -EPROTO);
+	good_merge(2);
+	m.runs[1].store_offset = 1;
+	cr_assert_eq(check(0), -EPROTO);
+	good_merge(2);
+	m.runs[0].nr_pages = WIRE_PAGES_MAX;
+	cr_assert_eq(check(0), -EPROTO, "one page more than an answer can hold");
+	m.runs[0].nr_pages = WIRE_PAGES_MAX - 1;
+	cr_assert_eq(check(0), 0);
+	good_merge(1);
+	m.runs[0].nr_pages = UINT32_MAX;
+	cr_assert_eq(check(0), -EPROTO);
+}
+
+Test(wire, refuses_strings_without_an_end)
+{
+	good(WIRE_HELLO);
+	memset(m.hello.name, 'x', sizeof(m.hello.name));
+	cr_assert_eq(check(0), -EPROTO);
+	good(WIRE_REGION_ADD);
+	memset(m.region.name, 'x', sizeof(m.region.name));
+	cr_assert_eq(check(0), -EPROTO);
+}
+
+/* Random bytes, and good messages with random damage: never a crash, and what passes obeys the bounds. */
+Test(wire, survives_random_bytes)
+{
+	u64 pages;
+	u32 passed = 0;
+
+	srandom(1);
+	for (u32 i = 0; i < 200000; i++) {
+		u32 fds = good((enum wire_type)(1 + random() % (WIRE_TYPE_END - 1)));
+
+		if (i % 4 == 0) {
+			for (u32 k = 0; k < 64; k++)
+				((u8 *)&m)[k] = (u8)random();
+			m.h.magic = WIRE_MAGIC;
+		} else {
+			((u8 *)&m)[random() % 200] = (u8)random();
+		}
+		if (wire_check(&m, (size_t)random() % sizeof(m), fds, &why) == 0 ||
+		    wire_check(&m, m.h.bytes, fds, &why) == 0) {
+			passed++;
+			pages = 0;
+			for (u32 k = 0; m.h.type == WIRE_MERGE && k < wire_count(&m); k++)
+				pages += m.runs[k].nr_pages;
+			cr_assert_leq(pages, (u64)WIRE_PAGES_MAX);
+		}
+	}
+	cr_assert_gt(passed, 0u, "the damage must not be such that nothing ever passes");
+}
+
+Test(wire, passes_a_descriptor_and_closes_those_that_do_not_belong)
+{
+	int sv[2], fd, before, got;
+
+	cr_assert_eq(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, sv), 0);
+	fd = open("/dev/null", O_RDONLY);
+	good(WIRE_WELCOME);
+	cr_assert_eq(wire_send(sv[0], &m, fd, 0), 0);
+	cr_assert_eq(wire_recv(sv[1], &m, &got, &why), 0);
+	cr_assert_geq(got, 0);
+	close(got);
+	before = dup(0);
+	close(before);
+	good(WIRE_DISCARD);
+	cr_assert_eq(wire_send(sv[0], &m, fd, 0), 0);
+	cr_assert_eq(wire_recv(sv[1], &m, &got, &why), -EPROTO);
+	got = dup(0);
+	cr_assert_eq(got, before, "the descriptor was closed");
+	cr_assert_eq(wire_recv(sv[1], &m, &got, &why), -EAGAIN);
+	close(sv[0]);
+	cr_assert_eq(wire_recv(sv[1], &m, &got, &why), -ECONNRESET);
+}
