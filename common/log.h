@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Log lines of the two mains. Libraries (ksmd/, hypervisor-hooks/, metrics/) do not log: they return
- * negative errno, and the caller logs once.
+ * Log lines of the two mains. Libraries (ksmd/, hypervisor-hooks/, metrics/) do not log: they
+ * return negative errno, and the caller logs once.
  *
  * Lines go to stderr. Under systemd they carry the "<N>" priority prefix of sd-daemon(3), so the
  * journal knows warning from notice; on a terminal they carry the word.

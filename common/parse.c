@@ -11,7 +11,8 @@ struct unit {
 	u64 factor;
 };
 
-/* The first name of each factor is the one that the *_text() functions write; largest factor last. */
+/* The first name of each factor is the one that the *_text() functions write; largest factor
+ * last. */
 static const struct unit byte_units[] = {
 	{ "", 1 },	 { "B", 1 },	       { "KiB", KIB(1) },  { "K", KIB(1) },
 	{ "k", KIB(1) }, { "MiB", MIB(1) },    { "M", MIB(1) },	   { "GiB", GIB(1) },
@@ -41,8 +42,9 @@ static const char *skip_space(const char *s)
 }
 
 /*
- * Digits of @base from *s on; *s then points after them. An overflow is noticed at the end, so that
- * "99999999999999999999x" is -EINVAL (not a number at all) to its caller, which looks at the rest first.
+ * Digits of @base from *s on; *s then points after them. An overflow is noticed at the end, so
+ * that "99999999999999999999x" is -EINVAL (not a number at all) to its caller, which looks at the
+ * rest first.
  */
 static int scan_digits(const char **s, unsigned int base, u64 *ret, bool *ret_overflow)
 {

@@ -20,18 +20,19 @@
 int parse_u64(const char *s, u64 min, u64 max, u64 *ret);
 /* Octal digits, as chmod(1) takes them. */
 int parse_octal(const char *s, u64 min, u64 max, u64 *ret);
-/* "512", "64k", "64KiB", "1G", "1 GiB", ...: powers of 1024. KB, MB and GB are refused, since half of
- * the world reads them as powers of 1000. */
+/* "512", "64k", "64KiB", "1G", "1 GiB", ...: powers of 1024. KB, MB and GB are refused, since
+ * half of the world reads them as powers of 1000. */
 int parse_bytes(const char *s, u64 *ret);
-/* "100us", "500ms", "2s", "5min", "1h". A bare number is refused (seconds or milliseconds?), except 0. */
+/* "100us", "500ms", "2s", "5min", "1h". A bare number is refused (seconds or milliseconds?),
+ * except 0. */
 int parse_duration_us(const char *s, u64 *ret);
 /* on, yes, true, 1; off, no, false, 0. Case does not matter. */
 int parse_bool(const char *s, bool *ret);
 /* "5", "5%", "2.5", "2.5 %": tenths of a percent. */
 int parse_percent_permille(const char *s, u64 *ret);
 
-/* The other way round, exactly: what they write, the parser above reads back to the same value. Enough
- * room: PARSE_TEXT_MAX. Return @buf. */
+/* The other way round, exactly: what they write, the parser above reads back to the same value.
+ * Enough room: PARSE_TEXT_MAX. Return @buf. */
 #define PARSE_TEXT_MAX 32
 const char *parse_bytes_text(char buf[PARSE_TEXT_MAX], u64 bytes);
 const char *parse_duration_text(char buf[PARSE_TEXT_MAX], u64 us);

@@ -112,10 +112,8 @@ int proc_memory(pid_t pid, struct proc_memory *ret)
 		const char *key;
 		u64 *value;
 	} keys[] = {
-		{ "Rss:", &m.rss },
-		{ "Pss:", &m.pss },
-		{ "Pss_Anon:", &m.pss_anon },
-		{ "AnonHugePages:", &m.anon_huge },
+		{ "Rss:", &m.rss },	      { "Pss:", &m.pss },
+		{ "Pss_Anon:", &m.pss_anon }, { "AnonHugePages:", &m.anon_huge },
 		{ "Swap:", &m.swap },
 	};
 	FILE *f = proc_fopen(pid, "smaps_rollup");

@@ -14,17 +14,18 @@
 /* One line of /proc/PID/maps. */
 struct procmap {
 	u64 start, end;
-	u64 offset;	/* bytes into the file; 0 if anonymous */
-	u64 dev, ino;	/* ino 0: anonymous */
+	u64 offset;   /* bytes into the file; 0 if anonymous */
+	u64 dev, ino; /* ino 0: anonymous */
 	bool readable, writable, shared;
 	const char *path; /* valid during the callback only; "" if none */
 };
 
-/* Calls @fn for each mapping in address order; a non-zero return of @fn ends the walk and is returned. */
+/* Calls @fn for each mapping in address order; a non-zero return of @fn ends the walk and is
+ * returned. */
 int procmaps_walk(pid_t pid, int (*fn)(const struct procmap *m, void *arg), void *arg);
 
-/* Start time of a process in clock ticks since boot (field 22 of /proc/PID/stat): with the pid it names
- * a process for good, since a reused pid has another start time. */
+/* Start time of a process in clock ticks since boot (field 22 of /proc/PID/stat): with the pid it
+ * names a process for good, since a reused pid has another start time. */
 int proc_starttime(pid_t pid, u64 *ret_ticks);
 
 /* User and system CPU time used by the process so far, us. */
@@ -39,14 +40,16 @@ int proc_memory(pid_t pid, struct proc_memory *ret);
 /* A value in kB of /proc/PID/status ("VmPTE", "VmLck", ...), in bytes. */
 int proc_status_bytes(pid_t pid, const char *key, u64 *ret_bytes);
 
-/* Opens /proc/PID/pagemap. Returns the descriptor or -errno. Needs CAP_SYS_PTRACE over the process. */
+/* Opens /proc/PID/pagemap. Returns the descriptor or -errno. Needs CAP_SYS_PTRACE over the process.
+ */
 int pagemap_open(pid_t pid);
 
 /*
  * PAGEMAP_SCAN over [start, end). A page matches when (categories ^ @inverted) has all bits of
- * @all and, if @any is not 0, one bit of @any. Fills up to @nr regions with the @ret_mask categories.
- * With PM_SCAN_WP_MATCHING in @flags, the matching pages are write-protected (re-armed) in the same walk.
- * Returns the number of regions; *ret_walk_end is where the walk stopped (== end when done).
+ * @all and, if @any is not 0, one bit of @any. Fills up to @nr regions with the @ret_mask
+ * categories. With PM_SCAN_WP_MATCHING in @flags, the matching pages are write-protected (re-armed)
+ * in the same walk. Returns the number of regions; *ret_walk_end is where the walk stopped (== end
+ * when done).
  */
 struct pagemap_query {
 	u64 flags;

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The agent socket. Whoever can connect speaks for its own process only: SO_PEERCRED names it, and all that it says is
- * checked against what was asked, or against the kernel (invariant 9). A connection that breaks the protocol is closed;
- * what its VM has merged stays accounted for until the process ends.
+ * The agent socket. Whoever can connect speaks for its own process only: SO_PEERCRED names it, and
+ * all that it says is checked against what was asked, or against the kernel (invariant 9). A
+ * connection that breaks the protocol is closed; what its VM has merged stays accounted for until
+ * the process ends.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -88,9 +89,12 @@ static int on_hello(struct agent *a)
 
 	if (a->vm)
 		return -EPROTO;
-	if (rx.hello.version_highest < WIRE_VERSION_LOWEST || rx.hello.version_lowest > WIRE_VERSION) {
-		snprintf(reason, sizeof(reason), "no common protocol version (it speaks %u to %u, this daemon %d to %d)",
-			 rx.hello.version_lowest, rx.hello.version_highest, WIRE_VERSION_LOWEST, WIRE_VERSION);
+	if (rx.hello.version_highest < WIRE_VERSION_LOWEST ||
+	    rx.hello.version_lowest > WIRE_VERSION) {
+		snprintf(reason, sizeof(reason),
+			 "no common protocol version (it speaks %u to %u, this daemon %d to %d)",
+			 rx.hello.version_lowest, rx.hello.version_highest, WIRE_VERSION_LOWEST,
+			 WIRE_VERSION);
 		return refuse(a, -EPROTO, reason);
 	}
 	if (rx.hello.page_bytes != PAGE_BYTES)
@@ -108,7 +112,8 @@ static int on_hello(struct agent *a)
 	if (r < 0)
 		return refuse(a, r, "no store for its domain");
 	wire_init(&tx, WIRE_WELCOME, 0, sizeof(tx.welcome));
-	tx.welcome = (struct wire_welcome){ .version = WIRE_VERSION, .store_bytes = store_file_bytes(domain_store(d)) };
+	tx.welcome = (struct wire_welcome){ .version = WIRE_VERSION,
+					    .store_bytes = store_file_bytes(domain_store(d)) };
 	snprintf(tx.welcome.domain, sizeof(tx.welcome.domain), "%s", vm->domain);
 	r = wire_send(a->fd, &tx, store_fd_readonly(domain_store(d)), 0);
 	if (r < 0)
@@ -118,12 +123,13 @@ static int on_hello(struct agent *a)
 	vm->agent = a;
 	vm->cpu_us_seen = vm->guest_faults_seen = 0;
 	engine_vm_connect(vm->ksm, vm);
-	log_info("VM %s (pid %d) is connected, domain %s, share %s", vm->name, (int)vm->pid, vm->domain,
-		 share_mode_name(vm->share));
+	log_info("VM %s (pid %d) is connected, domain %s, share %s", vm->name, (int)vm->pid,
+		 vm->domain, share_mode_name(vm->share));
 	return 0;
 }
 
-/* Counters of an agent run since its process began; only their growth is added, and never a step back. */
+/* Counters of an agent run since its process began; only their growth is added, and never a step
+ * back. */
 static u64 growth(u64 now, u64 *seen)
 {
 	u64 by = now > *seen ? now - *seen : 0;
@@ -138,11 +144,14 @@ static int on_done(struct vm *vm)
 	u32 nr = wire_count(&rx);
 	u64 cpu = growth(rx.done.cpu_us, &vm->cpu_us_seen);
 
-	/* An agent that claims an hour of CPU would stop the scan of all VMs: what one request can cost is bounded. */
+	/* An agent that claims an hour of CPU would stop the scan of all VMs: what one request can
+	 * cost is bounded. */
 	vm->cpu_us += MIN(cpu, (u64)1000000);
-	vm->guest_faults += growth(rx.done.wait_faults + rx.done.fill_faults, &vm->guest_faults_seen);
+	vm->guest_faults +=
+		growth(rx.done.wait_faults + rx.done.fill_faults, &vm->guest_faults_seen);
 	for (u32 i = 0; i < nr; i++)
-		segments[i] = (struct ksm_segment){ rx.segments[i].hva, rx.segments[i].nr_pages, rx.segments[i].status };
+		segments[i] = (struct ksm_segment){ rx.segments[i].hva, rx.segments[i].nr_pages,
+						    rx.segments[i].status };
 	return engine_done(vm->ksm, rx.h.seq, segments, nr);
 }
 
@@ -160,11 +169,13 @@ static int on_region_add(struct vm *vm)
 	int r = engine_region_add(vm->ksm, rx.region.hva, rx.region.bytes);
 
 	if (r == 0)
-		log_info("VM %s: %llu MiB of guest memory", vm->name, (unsigned long long)(rx.region.bytes >> 20));
+		log_info("VM %s: %llu MiB of guest memory", vm->name,
+			 (unsigned long long)(rx.region.bytes >> 20));
 	else
 		log_warn("VM %s: region of %llu MiB refused: %s", vm->name,
 			 (unsigned long long)(rx.region.bytes >> 20), strerror(-r));
-	/* Its own mistake, or no memory here: the region is not watched, and nothing else is lost. */
+	/* Its own mistake, or no memory here: the region is not watched, and nothing else is lost.
+	 */
 	return r == -EPROTO ? r : 0;
 }
 
@@ -212,9 +223,12 @@ static int on_message(sd_event_source *s, int fd, uint32_t revents, void *arg)
 	if (r < 0 && r != -EAGAIN) {
 		if (r == -EPROTO) {
 			c->protocol_errors++;
-			log_warn("agent of process %d (%s) breaks the protocol: %s; connection closed", (int)a->pid, who, why);
+			log_warn(
+				"agent of process %d (%s) breaks the protocol: %s; connection closed",
+				(int)a->pid, who, why);
 		} else if (a->vm) {
-			log_info("VM %s (pid %d): agent disconnected (%s)", who, (int)a->pid, strerror(-r));
+			log_info("VM %s (pid %d): agent disconnected (%s)", who, (int)a->pid,
+				 strerror(-r));
 		}
 		agent_close(a);
 	}
@@ -226,7 +240,8 @@ static int on_hello_timeout(sd_event_source *s, uint64_t usec, void *arg)
 {
 	struct agent *a = arg;
 
-	log_warn("process %d connected to the agent socket and said nothing; connection closed", (int)a->pid);
+	log_warn("process %d connected to the agent socket and said nothing; connection closed",
+		 (int)a->pid);
 	agent_close(a);
 	return 0;
 }
@@ -254,8 +269,8 @@ static int on_connection(sd_event_source *s, int listen_fd, uint32_t revents, vo
 	if (++c->nr_agents == AGENTS_MAX)
 		sd_event_source_set_enabled(c->agent_source, SD_EVENT_OFF);
 	if (sd_event_add_io(c->event, &a->io, fd, EPOLLIN, on_message, a) < 0 ||
-	    sd_event_add_time(c->event, &a->hello_timer, CLOCK_MONOTONIC, now_us() + HELLO_TIMEOUT_US, 0,
-			      on_hello_timeout, a) < 0)
+	    sd_event_add_time(c->event, &a->hello_timer, CLOCK_MONOTONIC,
+			      now_us() + HELLO_TIMEOUT_US, 0, on_hello_timeout, a) < 0)
 		agent_close(a);
 	return 0;
 }
@@ -272,10 +287,11 @@ int agents_start(struct core *c)
 	snprintf(addr.sun_path, sizeof(addr.sun_path), "%s", path);
 	/* We hold the lock of the run folder: a socket that is there is a dead daemon's. */
 	unlink(path);
-	if (bind(c->agent_fd, (struct sockaddr *)&addr, sizeof(addr)) < 0 || chmod(path, c->config.agent_socket_mode) < 0 ||
-	    listen(c->agent_fd, 64) < 0) {
+	if (bind(c->agent_fd, (struct sockaddr *)&addr, sizeof(addr)) < 0 ||
+	    chmod(path, c->config.agent_socket_mode) < 0 || listen(c->agent_fd, 64) < 0) {
 		r = -errno;
-		log_err("cannot listen on %s: %s ([daemon] agent_socket = another)", path, strerror(-r));
+		log_err("cannot listen on %s: %s ([daemon] agent_socket = another)", path,
+			strerror(-r));
 		return r;
 	}
 	return sd_event_add_io(c->event, &c->agent_source, c->agent_fd, EPOLLIN, on_connection, c);
@@ -294,9 +310,11 @@ void agents_stop(struct core *c)
 	c->agent_fd = -1;
 }
 
-/* --- the engine's side ----------------------------------------------------------------------------------------- */
+/* --- the engine's side
+ * ----------------------------------------------------------------------------------------- */
 
-_Static_assert(ENGINE_RUNS_MAX <= WIRE_RUNS_MAX && ENGINE_PAGES_MAX <= WIRE_PAGES_MAX, "a request fits in a message");
+_Static_assert(ENGINE_RUNS_MAX <= WIRE_RUNS_MAX && ENGINE_PAGES_MAX <= WIRE_PAGES_MAX,
+	       "a request fits in a message");
 
 static int send_merge(void *conn, u32 seq, const struct ksm_run *runs, u32 nr)
 {
@@ -330,8 +348,9 @@ static void note_blocked(void *conn, bool blocked)
 	if (!vm)
 		return;
 	if (blocked)
-		log_warn("VM %s (pid %d) does not let its memory be read; it is left alone until it does", vm->name,
-			 (int)vm->pid);
+		log_warn(
+			"VM %s (pid %d) does not let its memory be read; it is left alone until it does",
+			vm->name, (int)vm->pid);
 	else
 		log_info("VM %s (pid %d) can be read again", vm->name, (int)vm->pid);
 }

@@ -57,7 +57,8 @@ static void apply_config(struct core *c)
 	log_set_level(c->config.log_debug ? LOG_LEVEL_DEBUG : LOG_LEVEL_INFO);
 }
 
-/* --- the registry ---------------------------------------------------------------------------------------------- */
+/* --- the registry
+ * ---------------------------------------------------------------------------------------------- */
 
 static void vm_free(struct vm *vm)
 {
@@ -84,8 +85,10 @@ static int on_exit_of_vm(sd_event_source *s, int fd, uint32_t revents, void *arg
 	struct core *c = vm->core;
 
 	if (vm->agent) {
-		/* Its socket will tell that it is closed; the process cannot come back meanwhile. */
-		log_debug("VM %s: process %d is gone before its connection", vm->name, (int)vm->pid);
+		/* Its socket will tell that it is closed; the process cannot come back meanwhile.
+		 */
+		log_debug("VM %s: process %d is gone before its connection", vm->name,
+			  (int)vm->pid);
 	}
 	log_info("VM %s (pid %d) is gone", vm->name, (int)vm->pid);
 	engine_vm_exit(vm->ksm);
@@ -113,7 +116,8 @@ static int vm_watch(struct vm *vm)
 		return r;
 	if (starttime != vm->starttime)
 		return -ESRCH;
-	return sd_event_add_io(vm->core->event, &vm->exit_source, vm->pidfd, EPOLLIN, on_exit_of_vm, vm);
+	return sd_event_add_io(vm->core->event, &vm->exit_source, vm->pidfd, EPOLLIN, on_exit_of_vm,
+			       vm);
 }
 
 static void apply_vm_config(struct vm *vm)
@@ -124,8 +128,8 @@ static void apply_vm_config(struct vm *vm)
 	engine_vm_set_mode(vm->ksm, mode_of(cv->share));
 	/* Pages that are merged stay in the store that they are in: a domain is for a VM's life. */
 	if (strcmp(vm->domain, cv->domain) != 0)
-		log_warn("VM %s stays in domain %s until it restarts (the configuration says %s)", vm->name, vm->domain,
-			 cv->domain);
+		log_warn("VM %s stays in domain %s until it restarts (the configuration says %s)",
+			 vm->name, vm->domain, cv->domain);
 }
 
 int core_vm_get(struct core *c, pid_t pid, const char *name, const char *uuid, struct vm **ret)
@@ -175,7 +179,9 @@ int core_vm_get(struct core *c, pid_t pid, const char *name, const char *uuid, s
 	return 0;
 }
 
-/* --- work ------------------------------------------------------------------------------------------------------ */
+/* --- work
+ * ------------------------------------------------------------------------------------------------------
+ */
 
 u64 core_cpu_us(const struct core *c)
 {
@@ -189,7 +195,8 @@ u64 core_cpu_us(const struct core *c)
 static void arm_work(struct core *c, u64 at_us)
 {
 	sd_event_source_set_time(c->work_timer, at_us);
-	sd_event_source_set_enabled(c->work_timer, at_us == UINT64_MAX ? SD_EVENT_OFF : SD_EVENT_ONESHOT);
+	sd_event_source_set_enabled(c->work_timer,
+				    at_us == UINT64_MAX ? SD_EVENT_OFF : SD_EVENT_ONESHOT);
 }
 
 void core_kick(struct core *c)
@@ -215,7 +222,8 @@ static int on_work(sd_event_source *s, uint64_t usec, void *arg)
 	return 0;
 }
 
-/* --- what the control socket asks for -------------------------------------------------------------------------- */
+/* --- what the control socket asks for
+ * -------------------------------------------------------------------------- */
 
 static struct vm *find_vm(struct core *c, const char *id)
 {
@@ -277,7 +285,9 @@ static const struct control_ops control_ops = {
 	.share = op_share,
 };
 
-/* --- life ------------------------------------------------------------------------------------------------------ */
+/* --- life
+ * ------------------------------------------------------------------------------------------------------
+ */
 
 void core_reload(struct core *c)
 {
@@ -292,12 +302,16 @@ void core_reload(struct core *c)
 	}
 	c->reloads++;
 	/* Sockets, threads and the store's size are of the start. */
-	if (strcmp(fresh.run_dir, c->config.run_dir) != 0 || strcmp(fresh.agent_socket, c->config.agent_socket) != 0 ||
+	if (strcmp(fresh.run_dir, c->config.run_dir) != 0 ||
+	    strcmp(fresh.agent_socket, c->config.agent_socket) != 0 ||
 	    strcmp(fresh.control_socket, c->config.control_socket) != 0 ||
 	    strcmp(fresh.metrics_address, c->config.metrics_address) != 0 ||
-	    fresh.metrics_port != c->config.metrics_port || fresh.metrics_enabled != c->config.metrics_enabled ||
-	    fresh.scan_threads != c->config.scan_threads || fresh.store_max_bytes != c->config.store_max_bytes)
-		log_warn("changed paths, metrics listener, threads or store size take effect at the next start");
+	    fresh.metrics_port != c->config.metrics_port ||
+	    fresh.metrics_enabled != c->config.metrics_enabled ||
+	    fresh.scan_threads != c->config.scan_threads ||
+	    fresh.store_max_bytes != c->config.store_max_bytes)
+		log_warn(
+			"changed paths, metrics listener, threads or store size take effect at the next start");
 	config_free(&c->config);
 	c->config = fresh;
 	apply_config(c);
@@ -312,7 +326,8 @@ static int take_lock(struct core *c)
 	char path[160];
 
 	if (mkdir(c->config.run_dir, 0755) < 0 && errno != EEXIST) {
-		log_err("cannot make the run folder %s: %s ([daemon] run_dir = another)", c->config.run_dir, strerror(errno));
+		log_err("cannot make the run folder %s: %s ([daemon] run_dir = another)",
+			c->config.run_dir, strerror(errno));
 		return -errno;
 	}
 	snprintf(path, sizeof(path), "%s/lock", c->config.run_dir);
@@ -345,7 +360,8 @@ int core_start(struct core *c)
 		return r;
 	}
 	apply_config(c);
-	r = sd_event_add_time(c->event, &c->work_timer, CLOCK_MONOTONIC, now_us(), 1000, on_work, c);
+	r = sd_event_add_time(c->event, &c->work_timer, CLOCK_MONOTONIC, now_us(), 1000, on_work,
+			      c);
 	if (r < 0)
 		return r;
 	r = recovery_start(c);

@@ -8,7 +8,8 @@
  *   recovery.c  what a restarted daemon must know: the state file, finding the stores again
  *   publish.c   the view (view.h), and its copy for the metrics thread, handed over by RCU
  *
- * One thread runs all of it, on an sd-event loop. Other threads: readers (ksmd/reader.h) and HTTP (metrics/http.h).
+ * One thread runs all of it, on an sd-event loop. Other threads: readers (ksmd/reader.h) and HTTP
+ * (metrics/http.h).
  */
 #ifndef BALLAST_DAEMON_CORE_H
 #define BALLAST_DAEMON_CORE_H

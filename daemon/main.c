@@ -14,7 +14,8 @@
 static void usage(FILE *f)
 {
 	fprintf(f, "usage: ballastd [--config FILE] [--check-config]\n"
-		   "  --config FILE    default " CONFIG_DEFAULT_PATH ", and the *.conf of conf.d/ beside it\n"
+		   "  --config FILE    default " CONFIG_DEFAULT_PATH
+		   ", and the *.conf of conf.d/ beside it\n"
 		   "  --check-config   read the configuration, say what is wrong with it, and end\n"
 		   "  --version, --help\n"
 		   "SIGHUP reloads the configuration, SIGTERM stops; VMs run on as they are.\n");

@@ -4,7 +4,8 @@
 /* Long enough to be worth a wake-up, short enough that sockets are answered in between. */
 #define SLICE_MAX_US 10000
 #define SLICE_MIN_US 1000
-/* Unused budget is kept for this long: over 10 s, use can exceed the budget by a fiftieth of it at most. */
+/* Unused budget is kept for this long: over 10 s, use can exceed the budget by a fiftieth of it at
+ * most. */
 #define KEEP_US 200000
 
 static s64 credit_max(const struct pacing *p)

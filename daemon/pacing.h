@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Keeps a CPU budget: a bucket of CPU time that fills at the budget's rate and is emptied by what is really used, by the
- * daemon and by its agents. Pure: the caller brings the clocks.
+ * Keeps a CPU budget: a bucket of CPU time that fills at the budget's rate and is emptied by what
+ * is really used, by the daemon and by its agents. Pure: the caller brings the clocks.
  */
 #ifndef BALLAST_DAEMON_PACING_H
 #define BALLAST_DAEMON_PACING_H
@@ -9,8 +9,8 @@
 #include "common/types.h"
 
 struct pacing {
-	u32 permille;	 /* of one core */
-	s64 credit_us;	 /* may be negative: spent ahead */
+	u32 permille;  /* of one core */
+	s64 credit_us; /* may be negative: spent ahead */
 	u64 last_us, last_cpu_us;
 	bool started;
 };

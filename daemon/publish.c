@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The view: filled here from the registry and the engine. The metrics thread must not look at either, so once a second a
- * copy is published for it by RCU: it reads the last one under rcu_read_lock(), and never waits for the main thread.
+ * The view: filled here from the registry and the engine. The metrics thread must not look at
+ * either, so once a second a copy is published for it by RCU: it reads the last one under
+ * rcu_read_lock(), and never waits for the main thread.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -16,7 +17,8 @@
 #include "daemon/exporter.h"
 
 #define PUBLISH_US 1000000
-/* A mapping's kernel memory, besides page tables: a vm_area_struct and its anon_vma, rounded up (slabinfo). */
+/* A mapping's kernel memory, besides page tables: a vm_area_struct and its anon_vma, rounded up
+ * (slabinfo). */
 #define MAPPING_BYTES 320
 #define DOMAINS_MAX   256
 
@@ -164,7 +166,8 @@ int publish_start(struct core *c)
 	if (!c->config.metrics_enabled)
 		return 0;
 	publish(c);
-	r = sd_event_add_time(c->event, &c->publish_timer, CLOCK_MONOTONIC, now_us() + PUBLISH_US, 0, on_publish_timer, c);
+	r = sd_event_add_time(c->event, &c->publish_timer, CLOCK_MONOTONIC, now_us() + PUBLISH_US,
+			      0, on_publish_timer, c);
 	if (r < 0)
 		return r;
 	r = mx_http_start(c->config.metrics_address, c->config.metrics_port, collect, c, &c->http);

@@ -2,12 +2,13 @@
 /*
  * What a restarted daemon must know of its predecessor, however that one ended.
  *
- * RUN_DIR/state names the stores (device, inode) and the processes that were given them. It is rewritten whole whenever
- * either changes. A new daemon opens each store through /proc/PID/fd of a process that still holds it: root may open for
- * writing what the process can only read; device and inode prove that it is the store and nothing that a VMM put in its place.
+ * RUN_DIR/state names the stores (device, inode) and the processes that were given them. It is
+ * rewritten whole whenever either changes. A new daemon opens each store through /proc/PID/fd of a
+ * process that still holds it: root may open for writing what the process can only read; device and
+ * inode prove that it is the store and nothing that a VMM put in its place.
  *
- * Until every named process has connected again (and its mappings were read) or is gone, no page of an old store is freed or
- * used again (invariant 4: a mapping of it may exist).
+ * Until every named process has connected again (and its mappings were read) or is gone, no page of
+ * an old store is freed or used again (invariant 4: a mapping of it may exist).
  */
 #include <dirent.h>
 #include <errno.h>
@@ -74,7 +75,8 @@ void recovery_save(struct core *c)
 	state_path(c, ".new", tmp, sizeof(tmp));
 	f = fopen(tmp, "we");
 	if (!f) {
-		log_warn("cannot write %s: %s; a restart will not find today's sharing again", tmp, strerror(errno));
+		log_warn("cannot write %s: %s; a restart will not find today's sharing again", tmp,
+			 strerror(errno));
 		return;
 	}
 	fprintf(f, "ballast-state 1\n");
@@ -96,7 +98,8 @@ void recovery_save(struct core *c)
 				c->recovery->vms[i].starttime, c->recovery->vms[i].domain);
 	ok = fflush(f) == 0;
 	if (fclose(f) != 0 || !ok || rename(tmp, path) < 0)
-		log_warn("cannot write %s: %s; a restart will not find today's sharing again", path, strerror(errno));
+		log_warn("cannot write %s: %s; a restart will not find today's sharing again", path,
+			 strerror(errno));
 }
 
 static void parse_line(struct recovery *rec, const char *line)
@@ -109,7 +112,8 @@ static void parse_line(struct recovery *rec, const char *line)
 	if (sscanf(line, "store %63s %" SCNu64 " %" SCNu64, s.domain, &s.dev, &s.ino) == 3 &&
 	    rec->nr_stores < STORES_MAX) {
 		rec->stores[rec->nr_stores++] = s;
-	} else if (sscanf(line, "vm %d %" SCNu64 " %63s", &pid, &v.starttime, v.domain) == 3 && rec->nr_vms < VMS_MAX) {
+	} else if (sscanf(line, "vm %d %" SCNu64 " %63s", &pid, &v.starttime, v.domain) == 3 &&
+		   rec->nr_vms < VMS_MAX) {
 		v.pid = pid;
 		rec->vms[rec->nr_vms++] = v;
 	}
@@ -149,7 +153,8 @@ static int open_held_file(pid_t pid, u64 dev, u64 ino)
 	while (fd < 0 && (e = readdir(d))) {
 		struct stat st;
 
-		if (e->d_name[0] == '.' || fstatat(dirfd(d), e->d_name, &st, 0) < 0 || st.st_dev != dev || st.st_ino != ino)
+		if (e->d_name[0] == '.' || fstatat(dirfd(d), e->d_name, &st, 0) < 0 ||
+		    st.st_dev != dev || st.st_ino != ino)
 			continue;
 		fd = openat(dirfd(d), e->d_name, O_RDWR | O_CLOEXEC);
 		/* Looked up by name twice: what was opened is what counts. */
@@ -197,7 +202,8 @@ static void adopt(struct core *c, struct recovery *rec, struct old_store *os)
 	r = store_adopt(fd, &s);
 	if (r < 0) {
 		close(fd);
-		log_warn("the store of domain %s cannot be taken over: %s", os->domain, strerror(-r));
+		log_warn("the store of domain %s cannot be taken over: %s", os->domain,
+			 strerror(-r));
 		return;
 	}
 	store_reserve(s, reach.end);
@@ -215,7 +221,8 @@ static void finish(struct core *c)
 	log_info("recovery: all VMs of the previous daemon are accounted for");
 }
 
-/* It has connected again, and every mapping of the store that the kernel shows is in a region that the engine has read. */
+/* It has connected again, and every mapping of the store that the kernel shows is in a region that
+ * the engine has read. */
 static bool accounted(const struct core *c, const struct old_vm *v)
 {
 	for (const struct vm *vm = c->vms; vm; vm = vm->next)
@@ -240,8 +247,10 @@ static void check(struct core *c)
 		finish(c);
 	} else if (!rec->warned && now_us() - rec->since_us > 10000000) {
 		rec->warned = true;
-		log_warn("recovery: %u VMs of the previous daemon have not connected again; until they do or end, "
-			 "freed pages of their store are not used again", left);
+		log_warn(
+			"recovery: %u VMs of the previous daemon have not connected again; until they do or end, "
+			"freed pages of their store are not used again",
+			left);
 	}
 }
 
@@ -269,8 +278,10 @@ int recovery_start(struct core *c)
 	if (r < 0) {
 		free(rec);
 		if (r != -ENOENT)
-			log_warn("%s/state is not readable (%s): starting without it; memory that is merged stays right, "
-				 "but is not found again", c->config.run_dir, strerror(-r));
+			log_warn(
+				"%s/state is not readable (%s): starting without it; memory that is merged stays right, "
+				"but is not found again",
+				c->config.run_dir, strerror(-r));
 		return 0;
 	}
 	for (u32 i = 0; i < rec->nr_vms; i++) {
@@ -287,8 +298,10 @@ int recovery_start(struct core *c)
 	}
 	rec->since_us = now_us();
 	c->recovery = rec;
-	log_info("recovery: %u VMs and %u stores of the previous daemon are still there", live, stores);
-	return sd_event_add_time(c->event, &c->recovery_timer, CLOCK_MONOTONIC, now_us() + CHECK_US, 0, on_timer, c);
+	log_info("recovery: %u VMs and %u stores of the previous daemon are still there", live,
+		 stores);
+	return sd_event_add_time(c->event, &c->recovery_timer, CLOCK_MONOTONIC, now_us() + CHECK_US,
+				 0, on_timer, c);
 }
 
 void recovery_free(struct core *c)

@@ -2,11 +2,11 @@
 /*
  * How guest memory is registered.
  *
- * A region starts TRACKED: registered for asynchronous write-protection alone, which costs the guest no trap, keeps
- * huge pages on first touch, and lets the daemon ask the kernel which pages were written. A 2 MiB chunk is ADOPTED
- * (MISSING as well) just before pages of it are moved, because a page may leave the guest only while accesses to the
- * hole wait (invariant 1). Adopted memory traps on first touch, so a chunk that turns out to be full of holes is
- * released again.
+ * A region starts TRACKED: registered for asynchronous write-protection alone, which costs the
+ * guest no trap, keeps huge pages on first touch, and lets the daemon ask the kernel which pages
+ * were written. A 2 MiB chunk is ADOPTED (MISSING as well) just before pages of it are moved,
+ * because a page may leave the guest only while accesses to the hole wait (invariant 1). Adopted
+ * memory traps on first touch, so a chunk that turns out to be full of holes is released again.
  *
  * Pages in a mapping of the store (the mapped bit) are registered with neither context.
  */
@@ -71,10 +71,10 @@ void chunk_release(struct bh_agent *a, struct bh_region *r, u64 chunk)
 	if (r->chunk_state[chunk] != CHUNK_ADOPTED)
 		return;
 	/*
-	 * The kernel has no way to take MISSING off a registration but to drop it all. That wakes those who wait for
-	 * a hole to be filled: they fault again and get their zero page from the kernel, which is right, since
-	 * with @lock held no page is out of the guest. What the chunk forgets (which pages are unwritten) only makes the
-	 * daemon look at it again.
+	 * The kernel has no way to take MISSING off a registration but to drop it all. That wakes
+	 * those who wait for a hole to be filled: they fault again and get their zero page from the
+	 * kernel, which is right, since with @lock held no page is out of the guest. What the chunk
+	 * forgets (which pages are unwritten) only makes the daemon look at it again.
 	 */
 	for (u64 p = chunk_first(chunk), nr; p < end; p += nr) {
 		nr = same_mapped(r, p, end);
@@ -97,13 +97,14 @@ static void repeat_attributes(const struct bh_region *r, void *at, size_t bytes,
 		kernel_madvise(at, bytes, MADV_HUGEPAGE);
 }
 
-int region_replace_store(struct bh_agent *a, struct bh_region *r, u64 page, u64 nr, u64 store_offset)
+int region_replace_store(struct bh_agent *a, struct bh_region *r, u64 page, u64 nr,
+			 u64 store_offset)
 {
 	void *at = (void *)(uintptr_t)page_hva(r, page);
 	size_t bytes = nr << PAGE_SHIFT;
 
-	/* MAP_PRIVATE of a read-only descriptor: a guest write breaks copy-on-write, never reaches the store
-	 * (invariant 3). */
+	/* MAP_PRIVATE of a read-only descriptor: a guest write breaks copy-on-write, never reaches
+	 * the store (invariant 3). */
 	if (mmap(at, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, a->store_fd,
 		 (off_t)store_offset) == MAP_FAILED)
 		return errno == ENOMEM ? -ENOSPC : -errno;
@@ -117,12 +118,14 @@ int region_replace_anon(struct bh_agent *a, struct bh_region *r, u64 page, u64 n
 	void *at = (void *)(uintptr_t)page_hva(r, page);
 	size_t bytes = nr << PAGE_SHIFT;
 
-	if (mmap(at, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS, -1, 0) == MAP_FAILED)
+	if (mmap(at, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS, -1,
+		 0) == MAP_FAILED)
 		return errno == ENOMEM ? -ENOSPC : -errno;
 	repeat_attributes(r, at, bytes, true);
 	/*
-	 * The mapped bit means "not registered with @uffd". It is cleared only for pages that now are, registered as
-	 * their chunk says: a page may be moved out of an adopted chunk without a further look (invariant 1).
+	 * The mapped bit means "not registered with @uffd". It is cleared only for pages that now
+	 * are, registered as their chunk says: a page may be moved out of an adopted chunk without
+	 * a further look (invariant 1).
 	 */
 	for (u64 p = page, end = page + nr, n; p < end; p += n) {
 		u64 c = p / CHUNK_PAGES;

@@ -12,8 +12,9 @@
 #include "common/procfs.h"
 #include "hypervisor-hooks/agent.h"
 
-#define FEATURES_ASYNC                                                                             \
-	(UFFD_FEATURE_MOVE | UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_PAGEFAULT_FLAG_WP)
+#define FEATURES_ASYNC                                                             \
+	(UFFD_FEATURE_MOVE | UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED | \
+	 UFFD_FEATURE_PAGEFAULT_FLAG_WP)
 #define FEATURES_SYNC (UFFD_FEATURE_PAGEFAULT_FLAG_WP)
 
 void agent_log(struct bh_agent *a, const char *fmt, ...)
@@ -82,7 +83,8 @@ static int staging_new(struct bh_agent *a)
 	}
 	kernel_madvise(a->staging, bytes, MADV_NOHUGEPAGE);
 	kernel_madvise(a->staging, bytes, MADV_DONTFORK);
-	return uffd_register(a->uffd, (u64)(uintptr_t)a->staging, bytes, UFFDIO_REGISTER_MODE_MISSING);
+	return uffd_register(a->uffd, (u64)(uintptr_t)a->staging, bytes,
+			     UFFDIO_REGISTER_MODE_MISSING);
 }
 
 static int threads_start(struct bh_agent *a)
@@ -121,7 +123,8 @@ int bh_new(const struct bh_config *cfg, struct bh_agent **ret)
 	a->cfg = *cfg;
 	a->uffd = a->uffd_sync = a->wake_fd = a->sock = a->store_fd = -1;
 	pthread_mutex_init(&a->lock, NULL);
-	copy_string(a->socket_path, sizeof(a->socket_path), path && *path ? path : BH_DEFAULT_SOCKET);
+	copy_string(a->socket_path, sizeof(a->socket_path),
+		    path && *path ? path : BH_DEFAULT_SOCKET);
 	copy_string(a->uuid, sizeof(a->uuid), cfg->uuid);
 	copy_string(a->name, sizeof(a->name), cfg->name);
 	if (!a->name[0])
@@ -167,8 +170,9 @@ void bh_free(struct bh_agent *a)
 		pthread_join(a->link_thread, NULL);
 		pthread_join(a->fault_thread, NULL);
 	}
-	/* Closing the contexts unregisters all: from here on the guest's memory is ordinary. Mappings of the store stay,
-	 * and stay right, since the store's pages live as long as they are mapped. */
+	/* Closing the contexts unregisters all: from here on the guest's memory is ordinary.
+	 * Mappings of the store stay, and stay right, since the store's pages live as long as they
+	 * are mapped. */
 	if (a->uffd >= 0)
 		close(a->uffd);
 	if (a->uffd_sync >= 0)
@@ -231,7 +235,8 @@ static int check_memory(u64 hva, u64 bytes)
 static bool overlaps_region(const struct bh_agent *a, u64 hva, u64 bytes)
 {
 	for (u32 i = 0; i < a->nr_regions; i++)
-		if (hva < a->regions[i]->hva + a->regions[i]->bytes && a->regions[i]->hva < hva + bytes)
+		if (hva < a->regions[i]->hva + a->regions[i]->bytes &&
+		    a->regions[i]->hva < hva + bytes)
 			return true;
 	return false;
 }
@@ -341,13 +346,15 @@ static int discard_in_region(struct bh_agent *a, struct bh_region *r, u64 page, 
 	for (u64 nr; page < end; page += nr) {
 		nr = same_mapped(r, page, end);
 		if (!page_mapped(r, page)) {
-			if (kernel_madvise((void *)(uintptr_t)page_hva(r, page), nr << PAGE_SHIFT, MADV_DONTNEED) < 0)
+			if (kernel_madvise((void *)(uintptr_t)page_hva(r, page), nr << PAGE_SHIFT,
+					   MADV_DONTNEED) < 0)
 				err = -errno;
 			continue;
 		}
 		/*
-		 * In a mapping of the store MADV_DONTNEED would bring back the store's page, or whatever is there by
-		 * then (invariant 4). An empty anonymous mapping is what the VMM asked for: zeros.
+		 * In a mapping of the store MADV_DONTNEED would bring back the store's page, or
+		 * whatever is there by then (invariant 4). An empty anonymous mapping is what the
+		 * VMM asked for: zeros.
 		 */
 		err = region_replace_anon(a, r, page, nr);
 		if (err < 0)

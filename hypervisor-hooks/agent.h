@@ -9,16 +9,19 @@
  *   fault.c    the thread "ballast-fault": first touches of adopted memory
  *   dma.c      may a device write guest memory behind the page tables?
  *
- * Two userfaultfd contexts. @uffd tracks writes asynchronously (WP_ASYNC: nobody waits) and traps accesses to
- * holes in adopted chunks (MISSING). @uffd_sync stops writers of the few pages that are being replaced inside a store
- * mapping, which @uffd cannot do: asynchronous is a property of the context.
+ * Two userfaultfd contexts. @uffd tracks writes asynchronously (WP_ASYNC: nobody waits) and traps
+ * accesses to holes in adopted chunks (MISSING). @uffd_sync stops writers of the few pages that are
+ * being replaced inside a store mapping, which @uffd cannot do: asynchronous is a property of the
+ * context.
  *
- * Locking: @lock is held for one step (at most BH_STEP_PAGES pages, some tens of microseconds) at a time, by
- * whoever changes guest mappings or the bitmaps that describe them. Rules:
- *   i.  Who holds @lock never touches guest memory that may be a hole in an adopted chunk: filling that hole takes
- *       the fault thread, which takes @lock.
- *   ii. A page that is out of the guest (moved to staging) is back, or replaced, before @lock is released. So the fault
- *       thread, which holds @lock when it fills a hole, can never fill one whose page is out (invariant 1).
+ * Locking: @lock is held for one step (at most BH_STEP_PAGES pages, some tens of microseconds) at a
+ * time, by whoever changes guest mappings or the bitmaps that describe them. Rules:
+ *
+ *   i.  Who holds @lock never touches guest memory that may be a hole in an adopted chunk: filling
+ *       that hole takes the fault thread, which takes @lock.
+ *   ii. A page that is out of the guest (moved to staging) is back, or replaced, before @lock is
+ *       released. So the fault thread, which holds @lock when it fills a hole, can never fill one
+ *       whose page is out (invariant 1).
  */
 #ifndef BALLAST_HOOKS_AGENT_H
 #define BALLAST_HOOKS_AGENT_H
@@ -68,23 +71,26 @@ struct bh_agent {
 	u32 nr_discards;
 	struct wire_range deleted[WIRE_REGIONS_MAX]; /* regions gone, to be told */
 	u32 nr_deleted;
-	atomic_bool resync; /* too much to tell: reconnect, and the daemon reads our mappings anew */
+	atomic_bool
+		resync; /* too much to tell: reconnect, and the daemon reads our mappings anew */
 
 	/* Owned by the link thread. */
 	int store_fd;
 	u64 store_bytes, store_ino;
-	u8 *staging;   /* BH_STEP_PAGES pages, registered MISSING: where pages wait while they are verified */
+	u8 *staging;   /* BH_STEP_PAGES pages, registered MISSING: where pages wait while they are
+			  verified */
 	u8 *reference; /* BH_STEP_PAGES pages: the store's content, to compare with */
 	struct wire_message *rx, *tx;
 	s32 status[WIRE_PAGES_MAX];
 
-	_Atomic u64 merged_pages, zeroed_pages, unmerged_pages, moved_back_pages, pinned_pages, failed_pages,
-		wait_faults, fill_faults;
+	_Atomic u64 merged_pages, zeroed_pages, unmerged_pages, moved_back_pages, pinned_pages,
+		failed_pages, wait_faults, fill_faults;
 	atomic_bool connected;
 };
 
 /*
- * The kernel's madvise(), not libc's: the preload shim interposes that one, takes it for the VMM's, and asks for @lock.
+ * The kernel's madvise(), not libc's: the preload shim interposes that one, takes it for the VMM's,
+ * and asks for @lock.
  */
 static inline int kernel_madvise(void *at, size_t bytes, int advice)
 {
@@ -130,10 +136,12 @@ u64 agent_cpu_us(struct bh_agent *a);
 int region_track(struct bh_agent *a, struct bh_region *r);
 int region_adopt(struct bh_agent *a, struct bh_region *r, u64 page, u64 nr);
 void chunk_release(struct bh_agent *a, struct bh_region *r, u64 chunk);
-/* Gives @nr pages an empty anonymous mapping in place of whatever is there, registered as its chunk is. */
+/* Gives @nr pages an empty anonymous mapping in place of whatever is there, registered as its chunk
+ * is. */
 int region_replace_anon(struct bh_agent *a, struct bh_region *r, u64 page, u64 nr);
 /* Maps @nr pages of the store there. */
-int region_replace_store(struct bh_agent *a, struct bh_region *r, u64 page, u64 nr, u64 store_offset);
+int region_replace_store(struct bh_agent *a, struct bh_region *r, u64 page, u64 nr,
+			 u64 store_offset);
 
 /* merge.c: on the link thread, without @lock; one status a page */
 void merge_run(struct bh_agent *a, const struct wire_run *run, s32 *status);

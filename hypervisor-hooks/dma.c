@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * May a device write guest RAM behind the page tables now? Asked only for pages inside store mappings, where
- * UFFDIO_MOVE cannot answer for a single page (merge.c). The answer errs on the side of yes: such a page then stays
- * private.
+ * May a device write guest RAM behind the page tables now? Asked only for pages inside store
+ * mappings, where UFFDIO_MOVE cannot answer for a single page (merge.c). The answer errs on the
+ * side of yes: such a page then stays private.
  *
- * Memory is pinned for device writes through few kinds of descriptors: a file opened with O_DIRECT, VFIO and its
- * kin, and io_uring with fixed buffers. All are visible in /proc/self/fdinfo as long as they are open.
+ * Memory is pinned for device writes through few kinds of descriptors: a file opened with O_DIRECT,
+ * VFIO and its kin, and io_uring with fixed buffers. All are visible in /proc/self/fdinfo as long
+ * as they are open.
  */
 #include <dirent.h>
 #include <fcntl.h>

@@ -2,9 +2,9 @@
 /*
  * The thread "ballast-fault": answers accesses to holes in adopted chunks.
  *
- * A hole is there because the guest never touched the page, or because it was discarded: it reads as zeros. It is
- * never a page on its way to the store, since that one is in its place again before @lock is released (agent.h, ii).
- * Nothing here asks the daemon (invariant 6).
+ * A hole is there because the guest never touched the page, or because it was discarded: it reads
+ * as zeros. It is never a page on its way to the store, since that one is in its place again before
+ * @lock is released (agent.h, ii). Nothing here asks the daemon (invariant 6).
  */
 #include <errno.h>
 #include <poll.h>
@@ -24,10 +24,11 @@ static void answer(struct bh_agent *a, u64 addr, bool write)
 
 	pthread_mutex_lock(&a->lock);
 	r = region_find(a, hva, PAGE_BYTES);
-	/* A write gets its page at once; a read gets the shared zero page. Fails with EEXIST or ENOENT when the page is
-	 * there by now: the event was of an access that waited for a move. */
-	err = write ? uffd_copy(a->uffd, hva, zeros, PAGE_BYTES) :
-		      uffd_zeropage(a->uffd, hva, PAGE_BYTES, &done);
+	/* A write gets its page at once; a read gets the shared zero page. Fails with EEXIST or
+	 * ENOENT when the page is there by now: the event was of an access that waited for a move.
+	 */
+	err = write ? uffd_copy(a->uffd, hva, zeros, PAGE_BYTES)
+		    : uffd_zeropage(a->uffd, hva, PAGE_BYTES, &done);
 	if (err == 0) {
 		a->fill_faults++;
 		if (r) {

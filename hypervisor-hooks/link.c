@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The thread "ballast-agent": keeps the connection to the daemon, does what it asks, tells it what changed.
+ * The thread "ballast-agent": keeps the connection to the daemon, does what it asks, tells it what
+ * changed.
  *
- * When the connection breaks nothing happens to the guest: mappings stay, and the thread tries to connect again once a
- * second for as long as the VM lives.
+ * When the connection breaks nothing happens to the guest: mappings stay, and the thread tries to
+ * connect again once a second for as long as the VM lives.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -16,9 +17,11 @@
 #include <unistd.h>
 #include "hypervisor-hooks/agent.h"
 
-#define HANDSHAKE_MS 1000 /* a VM's start may wait this long, once, for a daemon that accepts but does not answer */
-#define RETRY_MS     1000
-#define SEND_MS	     5000
+#define HANDSHAKE_MS                                                                          \
+	1000 /* a VM's start may wait this long, once, for a daemon that accepts but does not \
+		answer */
+#define RETRY_MS 1000
+#define SEND_MS	 5000
 
 static int open_socket(const char *path)
 {
@@ -47,14 +50,17 @@ static int wait_readable(int fd, int timeout_ms)
 	return n > 0 ? 0 : n == 0 ? -ETIMEDOUT : -errno;
 }
 
-/* Takes the store's descriptor of a WELCOME. The mappings of an earlier store stay: the daemon sees them. */
+/* Takes the store's descriptor of a WELCOME. The mappings of an earlier store stay: the daemon sees
+ * them. */
 static int adopt_store(struct bh_agent *a, int fd, u64 bytes)
 {
 	struct stat st;
 
-	if (fstat(fd, &st) < 0 || (u64)st.st_size < bytes || (fcntl(fd, F_GETFL) & O_ACCMODE) != O_RDONLY)
+	if (fstat(fd, &st) < 0 || (u64)st.st_size < bytes ||
+	    (fcntl(fd, F_GETFL) & O_ACCMODE) != O_RDONLY)
 		return -EPROTO;
-	/* Without this seal the file could shrink under the guest's mappings, and accesses would be SIGBUS. */
+	/* Without this seal the file could shrink under the guest's mappings, and accesses would be
+	 * SIGBUS. */
 	if (!(fcntl(fd, F_GET_SEALS) & F_SEAL_SHRINK))
 		return -EPROTO;
 	if (a->store_fd >= 0)
@@ -152,7 +158,9 @@ static int tell_regions(struct bh_agent *a)
 				r = a->regions[i];
 		if (r) {
 			wire_init(a->tx, WIRE_REGION_ADD, 0, sizeof(a->tx->region));
-			a->tx->region = (struct wire_region){ .hva = r->hva, .bytes = r->bytes, .gpa = r->gpa };
+			a->tx->region = (struct wire_region){ .hva = r->hva,
+							      .bytes = r->bytes,
+							      .gpa = r->gpa };
 			memcpy(a->tx->region.name, r->name, sizeof(r->name));
 			r->announced = true;
 		}
@@ -201,18 +209,21 @@ static u32 add_segments(struct bh_agent *a, u32 nr_segments, u64 hva, const s32 
 	for (u32 i = 0; i < nr; i++, hva += PAGE_BYTES) {
 		struct wire_segment *last = nr_segments ? &a->tx->segments[nr_segments - 1] : NULL;
 
-		if (last && last->status == status[i] && last->hva + ((u64)last->nr_pages << PAGE_SHIFT) == hva)
+		if (last && last->status == status[i] &&
+		    last->hva + ((u64)last->nr_pages << PAGE_SHIFT) == hva)
 			last->nr_pages++;
 		else
-			a->tx->segments[nr_segments++] =
-				(struct wire_segment){ .hva = hva, .nr_pages = 1, .status = status[i] };
+			a->tx->segments[nr_segments++] = (struct wire_segment){
+				.hva = hva, .nr_pages = 1, .status = status[i]
+			};
 	}
 	return nr_segments;
 }
 
 static int send_done(struct bh_agent *a, u32 seq, u32 nr_segments)
 {
-	wire_init(a->tx, WIRE_DONE, seq, sizeof(a->tx->done) + nr_segments * sizeof(a->tx->segments[0]));
+	wire_init(a->tx, WIRE_DONE, seq,
+		  sizeof(a->tx->done) + nr_segments * sizeof(a->tx->segments[0]));
 	a->tx->done = (struct wire_done){
 		.cpu_us = agent_cpu_us(a),
 		.wait_faults = a->wait_faults,
@@ -307,8 +318,10 @@ void *link_main(void *agent)
 			close(a->sock);
 			a->sock = -1;
 			a->connected = false;
-			agent_log(a, "lost the daemon (%s): merged memory stays as it is, trying again every second",
-				  strerror(-r));
+			agent_log(
+				a,
+				"lost the daemon (%s): merged memory stays as it is, trying again every second",
+				strerror(-r));
 		}
 	}
 	return NULL;

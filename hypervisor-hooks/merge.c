@@ -4,17 +4,19 @@
  *
  * Anonymous pages (nearly all):
  *   1. The chunk is adopted, so that an access to a hole waits instead of reading zeros.
- *   2. UFFDIO_MOVE takes the pages out of the guest, atomically, to the staging area. A page pinned for DMA cannot be
- *      moved (EBUSY), so no device can write it from here on; nobody else has it mapped.
+ *   2. UFFDIO_MOVE takes the pages out of the guest, atomically, to the staging area. A page pinned
+ *      for DMA cannot be moved (EBUSY), so no device can write it from here on; nobody else has it
+ *      mapped.
  *   3. Every byte is compared with what shall replace it. Nothing can change now: invariant 2.
- *   4. Equal: the replacement is mapped in the hole's place. Different: the page is moved back. Either way it happens
- *      before @lock is released, then the waiters are woken.
+ *   4. Equal: the replacement is mapped in the hole's place. Different: the page is moved back.
+ *      Either way it happens before @lock is released, then the waiters are woken.
  *
- * Pages inside a mapping of the store (the guest broke copy-on-write and wrote them): UFFDIO_MOVE does not take pages
- * out of file mappings. Instead they are write-protected with the second, synchronous context: reads go on, a write
- * waits. Then compared in place, and the replacement is mapped over them in one mmap(), which no access can see the
- * middle of. Write-protection does not stop a device that pinned the page before, so this is done only where no
- * descriptor of the process can start such DMA (dma.c).
+ * Pages inside a mapping of the store (the guest broke copy-on-write and wrote them): UFFDIO_MOVE
+ * does not take pages out of file mappings. Instead they are write-protected with the second,
+ * synchronous context: reads go on, a write waits. Then compared in place, and the replacement is
+ * mapped over them in one mmap(), which no access can see the middle of. Write-protection does not
+ * stop a device that pinned the page before, so this is done only where no descriptor of the
+ * process can start such DMA (dma.c).
  */
 #include <errno.h>
 #include <string.h>
@@ -23,7 +25,8 @@
 #include <unistd.h>
 #include "hypervisor-hooks/agent.h"
 
-/* UFFDIO_MOVE says EAGAIN when the mappings change under it; that passes, or the page can stay private. */
+/* UFFDIO_MOVE says EAGAIN when the mappings change under it; that passes, or the page can stay
+ * private. */
 #define MOVE_TRIES 8
 
 static const u8 zero_page[PAGE_BYTES] __attribute__((aligned(PAGE_BYTES)));
@@ -58,27 +61,32 @@ static u64 staged(const struct step *s, u32 i)
 }
 
 /*
- * Puts pages back into the hole that they left. This must succeed: the content exists nowhere else. The hole is ours
- * alone (accesses wait, @lock is held), so all that can go wrong is a shortage of memory for a page table.
+ * Puts pages back into the hole that they left. This must succeed: the content exists nowhere else.
+ * The hole is ours alone (accesses wait, @lock is held), so all that can go wrong is a shortage of
+ * memory for a page table.
  */
 static void move_back(struct step *s, u32 i, u32 nr)
 {
 	for (u32 done = 0, tries = 0; done < nr; tries++) {
 		u64 hva = page_hva(s->r, s->page + i + done);
 		u64 moved;
-		int err = uffd_move(s->a->uffd, hva, staged(s, i + done), (nr - done) * PAGE_BYTES, &moved);
+		int err = uffd_move(s->a->uffd, hva, staged(s, i + done), (nr - done) * PAGE_BYTES,
+				    &moved);
 
 		done += (u32)(moved >> PAGE_SHIFT);
 		if (err == 0 || moved)
 			continue;
 		if (err != -EAGAIN &&
-		    uffd_copy(s->a->uffd, hva, (void *)(uintptr_t)staged(s, i + done), PAGE_BYTES) == 0) {
+		    uffd_copy(s->a->uffd, hva, (void *)(uintptr_t)staged(s, i + done),
+			      PAGE_BYTES) == 0) {
 			done++;
 			continue;
 		}
 		if (tries > 1000) {
-			agent_log(s->a, "cannot put a guest page back (%s): stopping the VM rather than "
-				  "letting it read wrong bytes", strerror(-err));
+			agent_log(s->a,
+				  "cannot put a guest page back (%s): stopping the VM rather than "
+				  "letting it read wrong bytes",
+				  strerror(-err));
 			abort();
 		}
 		usleep(1000);
@@ -92,7 +100,8 @@ static int map_replacement(struct step *s, u32 i, u32 nr)
 	int err;
 
 	if (s->kind == WIRE_RUN_STORE)
-		return region_replace_store(s->a, s->r, s->page + i, nr, s->store_offset + i * PAGE_BYTES);
+		return region_replace_store(s->a, s->r, s->page + i, nr,
+					    s->store_offset + i * PAGE_BYTES);
 	err = uffd_zeropage(s->a->uffd, page_hva(s->r, s->page + i), nr * PAGE_BYTES, &done);
 	if (err < 0 && done > 0) {
 		/* Part of it is done: those pages are right as they are, and the others go back. */
@@ -111,7 +120,8 @@ static void settle_moved(struct step *s, u32 i, u32 nr)
 		int err = -EILSEQ;
 
 		for (n = 1; i + n < end; n++)
-			if (same_as_replacement(s, i + n, s->a->staging + (i + n) * PAGE_BYTES) != same)
+			if (same_as_replacement(s, i + n, s->a->staging + (i + n) * PAGE_BYTES) !=
+			    same)
 				break;
 		if (same) {
 			set_status(s, i, n, 0);
@@ -137,7 +147,8 @@ static void merge_anonymous(struct step *s)
 	for (u32 i = 0; i < s->nr;) {
 		u64 moved;
 
-		err = uffd_move(s->a->uffd, staged(s, i), page_hva(s->r, s->page + i), (s->nr - i) * PAGE_BYTES, &moved);
+		err = uffd_move(s->a->uffd, staged(s, i), page_hva(s->r, s->page + i),
+				(s->nr - i) * PAGE_BYTES, &moved);
 		if (moved) {
 			settle_moved(s, i, (u32)(moved >> PAGE_SHIFT));
 			i += (u32)(moved >> PAGE_SHIFT);
@@ -158,7 +169,8 @@ static void merge_anonymous(struct step *s)
 static int replace_in_place(struct step *s, u32 i, u32 nr)
 {
 	if (s->kind == WIRE_RUN_STORE)
-		return region_replace_store(s->a, s->r, s->page + i, nr, s->store_offset + i * PAGE_BYTES);
+		return region_replace_store(s->a, s->r, s->page + i, nr,
+					    s->store_offset + i * PAGE_BYTES);
 	return region_replace_anon(s->a, s->r, s->page + i, nr);
 }
 
@@ -228,7 +240,8 @@ static int read_reference(struct bh_agent *a, u64 offset, u64 bytes)
 	if (offset + bytes < offset || offset + bytes > a->store_bytes)
 		return -ERANGE;
 	while (done < bytes) {
-		ssize_t n = pread(a->store_fd, a->reference + done, bytes - done, (off_t)(offset + done));
+		ssize_t n = pread(a->store_fd, a->reference + done, bytes - done,
+				  (off_t)(offset + done));
 
 		if (n < 0 && errno == EINTR)
 			continue;
@@ -294,9 +307,11 @@ void unmerge_range(struct bh_agent *a, u64 hva, u64 nr, s32 *status)
 			u64 page = (hva + (done << PAGE_SHIFT) - r->hva) >> PAGE_SHIFT;
 
 			n = same_mapped(r, page, page + n);
-			/* The kernel breaks copy-on-write as a guest write would, but changes no byte. */
-			if (page_mapped(r, page) && kernel_madvise((void *)(uintptr_t)page_hva(r, page), n << PAGE_SHIFT,
-							    MADV_POPULATE_WRITE) < 0)
+			/* The kernel breaks copy-on-write as a guest write would, but changes no
+			 * byte. */
+			if (page_mapped(r, page) &&
+			    kernel_madvise((void *)(uintptr_t)page_hva(r, page), n << PAGE_SHIFT,
+					   MADV_POPULATE_WRITE) < 0)
 				err = -errno;
 		}
 		pthread_mutex_unlock(&a->lock);

@@ -2,11 +2,12 @@
 /*
  * libballast-preload.so: Ballast for an unmodified QEMU, by LD_PRELOAD (see ballast-run).
  *
- * QEMU calls madvise(MADV_MERGEABLE) on each block of guest RAM: that call names the memory exactly, and is where
- * the agent starts. MADV_DONTNEED on it is a discard (balloon, free page reporting), munmap() its end.
+ * QEMU calls madvise(MADV_MERGEABLE) on each block of guest RAM: that call names the memory
+ * exactly, and is where the agent starts. MADV_DONTNEED on it is a discard (balloon, free page
+ * reporting), munmap() its end.
  *
- * When anything is missing (daemon, kernel features, permission) every call goes to the kernel as if this file were
- * not here, and one line says why.
+ * When anything is missing (daemon, kernel features, permission) every call goes to the kernel as
+ * if this file were not here, and one line says why.
  */
 #include <dlfcn.h>
 #include <errno.h>
@@ -26,9 +27,11 @@
 
 /* -Wmissing-prototypes: libc's own declarations are in sys/mman.h. */
 static pthread_mutex_t start_lock = PTHREAD_MUTEX_INITIALIZER;
-static struct bh_agent *agent; /* set once, under start_lock; never freed: it lives as long as the VM */
+static struct bh_agent
+	*agent; /* set once, under start_lock; never freed: it lives as long as the VM */
 static bool tried;
-static u64 next_gpa; /* regions are numbered in the order in which they come; QEMU does not tell their GPA here */
+static u64 next_gpa; /* regions are numbered in the order in which they come; QEMU does not tell
+			their GPA here */
 
 static void say(void *arg, const char *line)
 {
@@ -53,8 +56,8 @@ static const char *reason(int err)
 }
 
 /*
- * The VM's name and UUID as given to QEMU: "-name NAME", "-name guest=NAME,...", "-uuid UUID". The daemon treats
- * both as a stranger's word.
+ * The VM's name and UUID as given to QEMU: "-name NAME", "-name guest=NAME,...", "-uuid UUID". The
+ * daemon treats both as a stranger's word.
  */
 static void find_identity(char *name, size_t name_size, char *uuid, size_t uuid_size)
 {
@@ -131,7 +134,8 @@ int madvise(void *addr, size_t bytes, int advice)
 
 	if (!real)
 		real = (int (*)(void *, size_t, int))dlsym(RTLD_NEXT, "madvise");
-	/* With Ballast at work the kernel's KSM is not told of the memory: two mergers would undo each other. */
+	/* With Ballast at work the kernel's KSM is not told of the memory: two mergers would undo
+	 * each other. */
 	if (advice == MADV_MERGEABLE && start_region(addr, bytes) == 0)
 		return 0;
 	if (advice == MADV_DONTNEED && agent) {

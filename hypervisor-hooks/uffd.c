@@ -13,7 +13,8 @@ static int uffd_create(void)
 
 	if (fd >= 0 || errno != EPERM)
 		return fd >= 0 ? fd : -errno;
-	/* Users without CAP_SYS_PTRACE may be given the device instead (libvirt's qemu user, by udev rule). */
+	/* Users without CAP_SYS_PTRACE may be given the device instead (libvirt's qemu user, by
+	 * udev rule). */
 	dev = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
 	if (dev < 0)
 		return -EPERM;
@@ -75,7 +76,8 @@ int uffd_move(int fd, u64 dst, u64 src, u64 bytes, u64 *ret_moved)
 
 int uffd_zeropage(int fd, u64 start, u64 bytes, u64 *ret_done)
 {
-	struct uffdio_zeropage z = { .range = { start, bytes }, .mode = UFFDIO_ZEROPAGE_MODE_DONTWAKE };
+	struct uffdio_zeropage z = { .range = { start, bytes },
+				     .mode = UFFDIO_ZEROPAGE_MODE_DONTWAKE };
 	int r = ioctl(fd, UFFDIO_ZEROPAGE, &z) < 0 ? -errno : 0;
 
 	*ret_done = z.zeropage > 0 ? (u64)z.zeropage : 0;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * userfaultfd, one function an ioctl. Errors are negative errno. Source: Documentation/admin-guide/mm/userfaultfd.rst,
- * mm/userfaultfd.c, fs/userfaultfd.c.
+ * userfaultfd, one function an ioctl. Errors are negative errno. Source:
+ * Documentation/admin-guide/mm/userfaultfd.rst, mm/userfaultfd.c, fs/userfaultfd.c.
  */
 #ifndef BALLAST_HOOKS_UFFD_H
 #define BALLAST_HOOKS_UFFD_H
@@ -9,7 +9,8 @@
 #include "common/types.h"
 #include "common/uapi_compat.h"
 
-/* Returns a descriptor with exactly @features, or -ENOSYS when the kernel lacks one, -EPERM when not permitted. */
+/* Returns a descriptor with exactly @features, or -ENOSYS when the kernel lacks one, -EPERM when
+ * not permitted. */
 int uffd_open(u64 features);
 
 int uffd_register(int fd, u64 start, u64 bytes, u64 mode);

@@ -106,9 +106,13 @@ static const char *check_payload(const struct wire_message *m)
 			return "versions in the wrong order";
 		return NULL;
 	case WIRE_WELCOME:
-		return string_ok(m->welcome.domain, sizeof(m->welcome.domain)) ? NULL : "string without an end";
+		return string_ok(m->welcome.domain, sizeof(m->welcome.domain))
+			       ? NULL
+			       : "string without an end";
 	case WIRE_REFUSE:
-		return string_ok(m->refuse.reason, sizeof(m->refuse.reason)) ? NULL : "string without an end";
+		return string_ok(m->refuse.reason, sizeof(m->refuse.reason))
+			       ? NULL
+			       : "string without an end";
 	case WIRE_REGION_ADD:
 		if (!string_ok(m->region.name, sizeof(m->region.name)))
 			return "string without an end";

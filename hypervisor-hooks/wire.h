@@ -4,25 +4,27 @@
  *
  *   agent                                    daemon
  *     |------ HELLO (versions, name) --------->|      state NEW
- *     |<----- WELCOME (version, +store fd) ----|      state READY          or REFUSE, and the daemon closes
+ *     |<----- WELCOME (version, +store fd) ----|      state READY  (or REFUSE, and it closes)
  *     |------ REGION_ADD / REGION_DEL -------->|      any time from here on
  *     |<----- MERGE (seq, runs) ---------------|      at most one MERGE or UNMERGE is outstanding:
  *     |------ DISCARD (ranges) --------------->|      the daemon sends the next one after DONE
  *     |------ DONE (seq, segments) ----------->|
  *     |<----- UNMERGE (seq, ranges) -----------|
  *     |------ DONE (seq, segments) ----------->|
- *     close by either side: mappings stay as they are; the agent connects again, the daemon reads the
- *     state of its mappings from the kernel (/proc/PID/maps), never from the agent's word.
+ *     close by either side: mappings stay as they are; the agent connects again, and the daemon
+ *     reads their state from the kernel (/proc/PID/maps), never from the agent's word.
  *
- * Order: DISCARD tells of discards that hit merged pages. It is sent after the DONE of the request during which
- * they happened, so that applying messages in order gives the true state.
+ * Order: DISCARD tells of discards that hit merged pages. It is sent after the DONE of the request
+ * during which they happened, so that applying messages in order gives the true state.
  *
- * Version rule: the header and HELLO never change. HELLO names the lowest and highest version that the agent
- * speaks; WELCOME names the one that both use from then on: the highest common one. A change of any other message
- * takes a new version. Unknown types, and any length, count or range that does not fit, are protocol errors: the
- * receiver closes the connection. Nothing of a bad message is acted on.
+ * Version rule: the header and HELLO never change. HELLO names the lowest and highest version that
+ * the agent speaks; WELCOME names the one that both use from then on: the highest common one. A
+ * change of any other message takes a new version. Unknown types, and any length, count or range
+ * that does not fit, are protocol errors: the receiver closes the connection. Nothing of a bad
+ * message is acted on.
  *
- * All integers are in host order: both ends are on one machine. Addresses are HVAs of the VMM, in bytes.
+ * All integers are in host order: both ends are on one machine. Addresses are HVAs of the VMM, in
+ * bytes.
  */
 #ifndef BALLAST_HOOKS_WIRE_H
 #define BALLAST_HOOKS_WIRE_H
@@ -36,10 +38,11 @@
 #define WIRE_NAME_MAX	    64
 #define WIRE_UUID_MAX	    40
 
-/* Bounds what one message can make the receiver do, and keeps a packet below the default socket buffer. */
+/* Bounds what one message can make the receiver do, and keeps a packet below the default socket
+ * buffer. */
 #define WIRE_MESSAGE_MAX 65536
 #define WIRE_RUNS_MAX	 1024 /* runs in a MERGE, ranges in DISCARD and UNMERGE */
-#define WIRE_PAGES_MAX	 2048 /* pages in all runs of one MERGE, so that DONE always fits in a message */
+#define WIRE_PAGES_MAX	 2048 /* pages in all runs of one MERGE: DONE then fits in a message */
 #define WIRE_REGIONS_MAX 64   /* regions of one agent */
 
 enum wire_type {
@@ -73,7 +76,8 @@ struct wire_hello {
 struct wire_welcome {
 	u16 version;
 	u16 pad[3];
-	u64 store_bytes; /* size of the store's file, which comes as the message's one descriptor, read-only */
+	u64 store_bytes; /* size of the store's file, which comes as the message's one descriptor,
+			    read-only */
 	char domain[WIRE_NAME_MAX];
 };
 
@@ -107,7 +111,8 @@ struct wire_range {
 struct wire_segment {
 	u64 hva;
 	u32 nr_pages;
-	s32 status; /* 0: done; -EBUSY: pinned; -EILSEQ: content differs; -ENOENT: absent; -ENOSPC: no mappings left */
+	s32 status; /* 0: done; -EBUSY: pinned; -EILSEQ: content differs; -ENOENT: absent; -ENOSPC:
+		       no mappings left */
 };
 
 /* DONE: this, then the segments. */
@@ -140,21 +145,24 @@ struct wire_message {
 void wire_init(struct wire_message *m, enum wire_type type, u32 seq, size_t payload);
 
 /*
- * Checks all that can be checked without knowing the other end's state: magic, version, type, length, counts,
- * string termination, page alignment, ranges that wrap around. @bytes is what was received, @nr_fds how many
- * descriptors came with it. Returns 0 or -EPROTO, with a constant sentence in *ret_why.
+ * Checks all that can be checked without knowing the other end's state: magic, version, type,
+ * length, counts, string termination, page alignment, ranges that wrap around. @bytes is what was
+ * received, @nr_fds how many descriptors came with it. Returns 0 or -EPROTO, with a constant
+ * sentence in *ret_why.
  */
 int wire_check(const struct wire_message *m, size_t bytes, u32 nr_fds, const char **ret_why);
 
 /* Elements of the array in a checked message. */
 u32 wire_count(const struct wire_message *m);
 
-/* Sends without blocking for longer than @timeout_ms (0: not at all). -EAGAIN when the peer does not read. */
+/* Sends without blocking for longer than @timeout_ms (0: not at all). -EAGAIN when the peer does
+ * not read. */
 int wire_send(int sock, const struct wire_message *m, int fd, int timeout_ms);
 
 /*
- * Receives one packet, without blocking, and checks it. 0, -EAGAIN, -ECONNRESET (closed), -EPROTO. Descriptors other
- * than the one of a WELCOME are closed. *ret_fd is -1 or the descriptor, owned by the caller.
+ * Receives one packet, without blocking, and checks it. 0, -EAGAIN, -ECONNRESET (closed), -EPROTO.
+ * Descriptors other than the one of a WELCOME are closed. *ret_fd is -1 or the descriptor, owned by
+ * the caller.
  */
 int wire_recv(int sock, struct wire_message *m, int *ret_fd, const char **ret_why);
 

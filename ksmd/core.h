@@ -10,7 +10,8 @@
  *
  * and below: index.h, store.h, planner.h, gpn.h, target.h, reader.h.
  *
- * Metadata: 5 bytes a guest page (link, state), 9.4 to 10.7 bytes for each page in the index, 16 bytes a store page.
+ * Metadata: 5 bytes a guest page (link, state), 9.4 to 10.7 bytes for each page in the index, 16
+ * bytes a store page.
  */
 #ifndef BALLAST_KSMD_CORE_H
 #define BALLAST_KSMD_CORE_H
@@ -32,14 +33,14 @@
 #define INDEX_STORE_FLAG ((u32)1 << 31)
 
 enum page_state {
-	PG_NONE = 0,	     /* absent, or not looked at yet */
-	PG_FRESH,	     /* written before the last scan */
-	PG_QUIET,	     /* hashed, and not in the index: nothing to do until it is written */
-	PG_CANDIDATE,	     /* in the index; link: tag */
-	PG_PENDING,	     /* part of a request to the agent */
-	PG_HELD,	     /* could not be merged (pinned, no mappings left): tried again much later */
-	PG_ZERO,	     /* maps the kernel's zero page */
-	PG_SHARED,	     /* maps the store; link: spn */
+	PG_NONE = 0,  /* absent, or not looked at yet */
+	PG_FRESH,     /* written before the last scan */
+	PG_QUIET,     /* hashed, and not in the index: nothing to do until it is written */
+	PG_CANDIDATE, /* in the index; link: tag */
+	PG_PENDING,   /* part of a request to the agent */
+	PG_HELD,      /* could not be merged (pinned, no mappings left): tried again much later */
+	PG_ZERO,      /* maps the kernel's zero page */
+	PG_SHARED,    /* maps the store; link: spn */
 	/* In a mapping of the store, but written since. The spn is in domain->broken. */
 	PG_BROKEN,
 	PG_BROKEN_SEEN,	     /* link: tag of its hash when last looked at */
@@ -61,9 +62,11 @@ struct ksm_region {
 	u32 nr_pages, gpn;
 	u32 *link;
 	u8 *state;
-	u32 nr_fresh, nr_held, nr_broken, nr_mapped; /* pages in these states; mapped: SHARED and BROKEN* */
-	bool first_pass; /* no scan has been through yet: its pages are all unknown */
-	bool gone; /* the VMM took it back; kept until the kernel says that nothing of it maps the store */
+	u32 nr_fresh, nr_held, nr_broken,
+		nr_mapped; /* pages in these states; mapped: SHARED and BROKEN* */
+	bool first_pass;   /* no scan has been through yet: its pages are all unknown */
+	bool gone; /* the VMM took it back; kept until the kernel says that nothing of it maps the
+		      store */
 };
 
 /* A run waiting for, or part of, a request. Its store pages are referenced. */
@@ -128,16 +131,19 @@ static inline u64 page_hva(const struct ksm_region *r, u32 page)
 	return r->hva + ((u64)page << PAGE_SHIFT);
 }
 
-/* pages.c: the only code that changes state[], link[], references, covers and index entries of guest pages. */
+/* pages.c: the only code that changes state[], link[], references, covers and index entries of
+ * guest pages. */
 bool page_is_mapped(const struct ksm_region *r, u32 page);
 u32 page_mapped_spn(const struct ksm_region *r, u32 page); /* SPN_NONE if not mapped */
 /* Drops whatever hangs on the page's state. */
-void page_set(struct ksm_region *r, u32 page, enum page_state state); /* NONE, FRESH, QUIET, HELD, ZERO */
+void page_set(struct ksm_region *r, u32 page,
+	      enum page_state state); /* NONE, FRESH, QUIET, HELD, ZERO */
 int page_set_candidate(struct ksm_region *r, u32 page, u32 tag);
 void page_set_pending(struct ksm_region *r, u32 page);
-void page_set_shared(struct ksm_region *r, u32 page, u32 spn); /* takes over a reference that the caller holds */
+void page_set_shared(struct ksm_region *r, u32 page,
+		     u32 spn); /* takes over a reference that the caller holds */
 void page_set_broken(struct ksm_region *r, u32 page);	       /* of a SHARED page */
-int page_set_covered(struct ksm_region *r, u32 page, u32 spn);   /* broken, as found by resync */
+int page_set_covered(struct ksm_region *r, u32 page, u32 spn); /* broken, as found by resync */
 void page_note_broken_tag(struct ksm_region *r, u32 page, u32 tag);
 void page_unpend(struct ksm_region *r, u32 page, enum page_state state); /* back from PENDING */
 void domain_unref(struct ksm_domain *d, u32 spn);
@@ -149,15 +155,17 @@ void scan_buffers_free(struct scan_buffers *b);
 /* One window of the VM whose turn it is. False: the pass is at its end. */
 bool scan_window(struct ksm_vm *vm);
 /* Which of [page, page + nr) are broken (present, but not the store's), as ranges of HVAs. */
-int scan_broken(struct ksm_region *r, u32 page, u32 nr, void (*fn)(struct ksm_region *r, u32 page, u32 nr));
+int scan_broken(struct ksm_region *r, u32 page, u32 nr,
+		void (*fn)(struct ksm_region *r, u32 page, u32 nr));
 
 /* ops.c */
 int ops_queue(struct ksm_vm *vm, const struct ksm_op_run *run);
 void ops_pump(struct ksm_vm *vm);
 void ops_cancel_queue(struct ksm_vm *vm);
 /*
- * Only when the agent cannot be at work on the request any more (it has connected anew and its mappings were read, or
- * the process is gone): until then it may still map the store pages, so their references stay (invariant 4).
+ * Only when the agent cannot be at work on the request any more (it has connected anew and its
+ * mappings were read, or the process is gone): until then it may still map the store pages, so
+ * their references stay (invariant 4).
  */
 void ops_cancel_outstanding(struct ksm_vm *vm);
 

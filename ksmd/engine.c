@@ -69,7 +69,9 @@ void engine_configure(struct engine *e, const struct engine_config *cfg)
 	e->cfg.maps_limit = cfg->maps_limit;
 }
 
-/* --- domains --------------------------------------------------------------------------------------------------- */
+/* --- domains
+ * ---------------------------------------------------------------------------------------------------
+ */
 
 static int domain_new(struct engine *e, const char *name, struct store *s, struct ksm_domain **ret)
 {
@@ -130,7 +132,8 @@ static int index_stored_page(struct store *s, u32 spn, void *arg)
 	return index_add(d->index, hash_tag(store_hash(s, spn)), INDEX_STORE_FLAG | spn);
 }
 
-int engine_domain_adopt(struct engine *e, const char *name, struct store *s, struct ksm_domain **ret)
+int engine_domain_adopt(struct engine *e, const char *name, struct store *s,
+			struct ksm_domain **ret)
 {
 	int r = domain_new(e, name, s, ret);
 
@@ -174,9 +177,12 @@ u64 engine_given_up(const struct engine *e)
 	return reader_pool_given_up(e->readers);
 }
 
-/* --- VMs ------------------------------------------------------------------------------------------------------- */
+/* --- VMs
+ * -------------------------------------------------------------------------------------------------------
+ */
 
-int engine_vm_add(struct engine *e, pid_t pid, struct ksm_domain *d, enum ksm_mode mode, struct ksm_vm **ret)
+int engine_vm_add(struct engine *e, pid_t pid, struct ksm_domain *d, enum ksm_mode mode,
+		  struct ksm_vm **ret)
 {
 	struct ksm_vm *vm = calloc(1, sizeof(*vm));
 	int r;
@@ -202,7 +208,8 @@ void engine_vm_connect(struct ksm_vm *vm, void *conn)
 	bool known = true;
 
 	vm->conn = conn;
-	/* The agent connects after it has finished what it was asked before: now its mappings tell what became of it. */
+	/* The agent connects after it has finished what it was asked before: now its mappings tell
+	 * what became of it. */
 	for (u32 i = 0; i < vm->nr_regions; i++)
 		known = region_resync(vm->regions[i]) == 0 && known;
 	if (known)
@@ -254,12 +261,15 @@ void engine_vm_stats(const struct ksm_vm *vm, struct ksm_vm_stats *ret)
 	ret->blocked = vm->blocked;
 	for (u32 i = 0; i < vm->nr_regions; i++) {
 		ret->configured_pages += vm->regions[i]->nr_pages;
-		ret->meta_bytes += vm->regions[i]->nr_pages * (sizeof(u32) + sizeof(u8)) + sizeof(struct ksm_region);
+		ret->meta_bytes += vm->regions[i]->nr_pages * (sizeof(u32) + sizeof(u8)) +
+				   sizeof(struct ksm_region);
 	}
 	ret->meta_bytes += sizeof(*vm) + vm->queue_cap * sizeof(vm->queue[0]);
 }
 
-/* --- regions --------------------------------------------------------------------------------------------------- */
+/* --- regions
+ * ---------------------------------------------------------------------------------------------------
+ */
 
 void region_free(struct ksm_region *r)
 {
@@ -315,13 +325,15 @@ int engine_region_add(struct ksm_vm *vm, u64 hva, u64 bytes)
 	if (bytes >> PAGE_SHIFT >= GPN_MAX)
 		return -E2BIG;
 	if (r && r->hva == hva && r->bytes == bytes) {
-		/* Known from before the agent lost its connection; engine_vm_connect() has read it anew. */
+		/* Known from before the agent lost its connection; engine_vm_connect() has read it
+		 * anew. */
 		r->gone = false;
 		r->first_pass = true;
 		return 0;
 	}
 	for (u32 i = 0; i < vm->nr_regions; i++)
-		if (hva < vm->regions[i]->hva + vm->regions[i]->bytes && vm->regions[i]->hva < hva + bytes)
+		if (hva < vm->regions[i]->hva + vm->regions[i]->bytes &&
+		    vm->regions[i]->hva < hva + bytes)
 			return -EEXIST;
 	err = region_new(vm, hva, bytes, &r);
 	if (err < 0)
@@ -342,7 +354,8 @@ int engine_region_del(struct ksm_vm *vm, u64 hva, u64 bytes)
 
 	if (!r || r->hva != hva || r->bytes != bytes)
 		return -EPROTO;
-	/* Its pages are settled when the kernel shows that the mappings are gone: reap_regions(). */
+	/* Its pages are settled when the kernel shows that the mappings are gone: reap_regions().
+	 */
 	r->gone = true;
 	return 0;
 }
@@ -363,7 +376,8 @@ int engine_discard(struct ksm_vm *vm, u64 hva, u64 bytes)
 	return 0;
 }
 
-/* Frees regions that were given up, once nothing of them maps the store and no request speaks of them. */
+/* Frees regions that were given up, once nothing of them maps the store and no request speaks of
+ * them. */
 static void reap_regions(struct ksm_vm *vm)
 {
 	for (u32 i = vm->nr_regions; i-- > 0;) {
@@ -381,7 +395,8 @@ static void reap_regions(struct ksm_vm *vm)
 	}
 }
 
-/* --- slices of work -------------------------------------------------------------------------------------------- */
+/* --- slices of work
+ * -------------------------------------------------------------------------------------------- */
 
 /* True when there is nothing left of the dead VM. */
 static bool exit_step(struct ksm_vm *vm)
@@ -463,7 +478,8 @@ u64 engine_run(struct engine *e, u64 cpu_us)
 
 	for (struct ksm_vm *vm = e->vms; vm; vm = vm->next)
 		nr++;
-	/* Round robin, one window each, so that a large VM does not keep the others waiting; until nobody has work. */
+	/* Round robin, one window each, so that a large VM does not keep the others waiting; until
+	 * nobody has work. */
 	while (nr && idle < nr && process_cpu_us() < end) {
 		struct ksm_vm *vm = e->turn ? e->turn : e->vms;
 		u64 vm_due = UINT64_MAX;

@@ -2,27 +2,29 @@
 /*
  * The sharing engine: finds equal pages among VMs and has them merged.
  *
- * It works in slices on the caller's thread (engine_run) and never waits for an agent: requests go out through
- * engine_ops, answers come back by engine_done(). What can hang (looking into a VMM) runs on reader threads with a
- * time limit. For each VM, window by window, pass after pass:
+ * It works in slices on the caller's thread (engine_run) and never waits for an agent: requests go
+ * out through engine_ops, answers come back by engine_done(). What can hang (looking into a VMM)
+ * runs on reader threads with a time limit. For each VM, window by window, pass after pass:
  *
- *   1. PAGEMAP_SCAN: which pages were written since the last pass (and re-arm them); which merged pages broke.
+ *   1. PAGEMAP_SCAN: which pages were written since the last pass (and re-arm them); which
+ *      merged pages broke.
  *   2. Pages that were written before the last pass and not since are read and hashed.
- *   3. Zero pages are to become zero-page mappings. The others are looked up in their domain's index: in the store
- *      already, seen once in another page, or new.
- *   4. Pairs are promoted: both are read again, compared, and the content is written to store pages whose
- *      order follows the guest's.
- *   5. The agents are asked to merge. They verify again, after the page can no longer change (invariant 2).
+ *   3. Zero pages are to become zero-page mappings. The others are looked up in their domain's
+ *      index: in the store already, seen once in another page, or new.
+ *   4. Pairs are promoted: both are read again, compared, and the content is written to store
+ *      pages whose order follows the guest's.
+ *   5. The agents are asked to merge. They verify again, after the page can no longer change
+ *      (invariant 2).
  *   6. What they did is accounted for; the kernel's word (1.) corrects the account.
  *
  * A page's life:
  *
  *   NONE --written--> FRESH --still--> hashed --> CANDIDATE --match--> PENDING --merged--> SHARED
- *                       ^                 \--zero--> PENDING -----------------------------> ZERO
- *                       |                                                        written      |
- *                       +------------------------------------------------- BROKEN <-- SHARED  v
- *                       (ZERO and CANDIDATE that are written are FRESH again; a BROKEN page is hashed in its place,
- *                        and merges again from there)
+ *                                         \--zero--> PENDING -----------------------------> ZERO
+ *
+ *   ZERO and CANDIDATE --written--> FRESH
+ *   SHARED --written--> BROKEN, which is hashed in its place, and merges again from there
+ *   any --discarded--> NONE
  *
  * Not thread-safe: one thread owns the engine. Return values: 0 or negative errno.
  */
@@ -37,7 +39,7 @@
 #define ENGINE_PAGES_MAX 2048
 
 enum ksm_mode {
-	KSM_OFF,       /* not looked at, but for what is merged already */
+	KSM_OFF, /* not looked at, but for what is merged already */
 	KSM_ZERO_ONLY,
 	KSM_ON,
 };
@@ -68,7 +70,8 @@ struct store;
 
 /* How the engine reaches a VM's agent. Mandatory; @conn is what engine_vm_connect() was given. */
 struct engine_ops {
-	/* 0; -EAGAIN: try again later. Any other error: the connection is lost, and engine_vm_disconnect() follows. */
+	/* 0; -EAGAIN: try again later. Any other error: the connection is lost, and
+	 * engine_vm_disconnect() follows. */
 	int (*merge)(void *conn, u32 seq, const struct ksm_run *runs, u32 nr);
 	int (*unmerge)(void *conn, u32 seq, const struct ksm_range *ranges, u32 nr);
 	/* Looking into this VM hangs (or no longer does): for the log. */
@@ -76,36 +79,42 @@ struct engine_ops {
 };
 
 struct engine_config {
-	u64 interval_us;  /* between the starts of two passes over a VM */
+	u64 interval_us; /* between the starts of two passes over a VM */
 	u64 store_max_bytes;
 	u32 threads;
-	bool enabled;	  /* false: no new merges */
-	u64 maps_limit;	  /* mappings that sharing may add to one VMM */
+	bool enabled;	/* false: no new merges */
+	u64 maps_limit; /* mappings that sharing may add to one VMM */
 };
 
 int engine_new(const struct engine_config *cfg, const struct engine_ops *ops, struct engine **ret);
 void engine_free(struct engine *e);
-void engine_configure(struct engine *e, const struct engine_config *cfg); /* threads, store size: not changed */
+void engine_configure(struct engine *e,
+		      const struct engine_config *cfg); /* threads, store size: not changed */
 
 /* The domain of that name, made when first asked for. */
 int engine_domain(struct engine *e, const char *name, struct ksm_domain **ret);
 struct store *domain_store(struct ksm_domain *d);
-/* Gives a new domain the store of a dead daemon (owned by the engine on success) and reads its content back. */
-int engine_domain_adopt(struct engine *e, const char *name, struct store *s, struct ksm_domain **ret);
+/* Gives a new domain the store of a dead daemon (owned by the engine on success) and reads its
+ * content back. */
+int engine_domain_adopt(struct engine *e, const char *name, struct store *s,
+			struct ksm_domain **ret);
 /* All VMs that could map an adopted store are known again. */
 void engine_recovered(struct engine *e);
 
-int engine_vm_add(struct engine *e, pid_t pid, struct ksm_domain *d, enum ksm_mode mode, struct ksm_vm **ret);
+int engine_vm_add(struct engine *e, pid_t pid, struct ksm_domain *d, enum ksm_mode mode,
+		  struct ksm_vm **ret);
 void engine_vm_connect(struct ksm_vm *vm, void *conn);
 /* Does every mapping of the store that the kernel shows lie in a known region? */
 bool engine_vm_accounted(const struct ksm_vm *vm);
 /* The agent is gone, the process is not: what is merged stays so and is accounted for. */
 void engine_vm_disconnect(struct ksm_vm *vm);
-/* The process is gone (and only then): its references are dropped, bit by bit, and @vm is not the caller's any more. */
+/* The process is gone (and only then): its references are dropped, bit by bit, and @vm is not the
+ * caller's any more. */
 void engine_vm_exit(struct ksm_vm *vm);
 void engine_vm_set_mode(struct ksm_vm *vm, enum ksm_mode mode);
 
-/* Reads from the kernel which of the region's pages map the store. A region that is known is read anew. */
+/* Reads from the kernel which of the region's pages map the store. A region that is known is read
+ * anew. */
 int engine_region_add(struct ksm_vm *vm, u64 hva, u64 bytes);
 int engine_region_del(struct ksm_vm *vm, u64 hva, u64 bytes);
 /* The agent says that it replaced merged pages by empty memory. -EPROTO: outside of the regions. */
@@ -113,17 +122,20 @@ int engine_discard(struct ksm_vm *vm, u64 hva, u64 bytes);
 /* -EPROTO: not an answer to what was asked. @cpu_us: what the agent used since it was asked. */
 int engine_done(struct ksm_vm *vm, u32 seq, const struct ksm_segment *segments, u32 nr);
 
-/* Makes all of the VM's memory private; it is left alone until engine_share(). *ret_pages: how many are shared now. */
+/* Makes all of the VM's memory private; it is left alone until engine_share(). *ret_pages: how many
+ * are shared now. */
 int engine_unmerge(struct ksm_vm *vm, u64 *ret_pages);
 void engine_share(struct ksm_vm *vm);
 
-/* Works for about @cpu_us; returns when the next work is due (now_us() time; UINT64_MAX: nothing to do). */
+/* Works for about @cpu_us; returns when the next work is due (now_us() time; UINT64_MAX: nothing to
+ * do). */
 u64 engine_run(struct engine *e, u64 cpu_us);
 
 struct ksm_vm_stats {
-	u64 configured_pages, shared_pages, zero_pages, broken_pages, candidate_pages, mappings, meta_bytes;
-	u64 scanned_total, hashed_total, merged_total, zeroed_total, broken_total, discarded_total, unmerged_total,
-		failed_total, pinned_total, passes_total;
+	u64 configured_pages, shared_pages, zero_pages, broken_pages, candidate_pages, mappings,
+		meta_bytes;
+	u64 scanned_total, hashed_total, merged_total, zeroed_total, broken_total, discarded_total,
+		unmerged_total, failed_total, pinned_total, passes_total;
 	bool unmerged, blocked;
 };
 void engine_vm_stats(const struct ksm_vm *vm, struct ksm_vm_stats *ret);

@@ -37,7 +37,8 @@ u32 gpn_alloc(struct gpn_space *g, u64 nr_pages, void *owner)
 
 void gpn_release(struct gpn_space *g, u32 first, u64 nr_pages)
 {
-	memset(g->owner + first / CHUNK_PAGES, 0, DIV_ROUND_UP(nr_pages, CHUNK_PAGES) * sizeof(void *));
+	memset(g->owner + first / CHUNK_PAGES, 0,
+	       DIV_ROUND_UP(nr_pages, CHUNK_PAGES) * sizeof(void *));
 }
 
 void gpn_space_free(struct gpn_space *g)

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* The hash of a page: XXH3, 64 bits, by the fastest code that this CPU has (libxxhash chooses at run time). */
+/* The hash of a page: XXH3, 64 bits, by the fastest code that this CPU has (libxxhash chooses at
+ * run time). */
 #ifndef BALLAST_KSMD_HASH_H
 #define BALLAST_KSMD_HASH_H
 

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Requests to agents. Each VM has a queue of runs, whose pages are PENDING and whose store pages are referenced, and at most
- * one request outstanding. An answer settles every page of its request. When the connection is lost the agent may still be
- * at work on the request: it is settled only when the agent has connected again and the kernel was asked what became of
- * the pages (region_resync), or when the process is gone.
+ * Requests to agents. Each VM has a queue of runs, whose pages are PENDING and whose store pages
+ * are referenced, and at most one request outstanding. An answer settles every page of its request.
+ * When the connection is lost the agent may still be at work on the request: it is settled only
+ * when the agent has connected again and the kernel was asked what became of the pages
+ * (region_resync), or when the process is gone.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -20,7 +21,8 @@ int ops_queue(struct ksm_vm *vm, const struct ksm_op_run *run)
 {
 	if (!vm->conn || vm->dying || vm->unmerged || vm->queue_nr >= QUEUE_MAX)
 		return -EAGAIN;
-	if (!run->zero && (vm->boundaries + 2 > vm->engine->cfg.maps_limit || now_us() < vm->no_maps_until_us))
+	if (!run->zero &&
+	    (vm->boundaries + 2 > vm->engine->cfg.maps_limit || now_us() < vm->no_maps_until_us))
 		return -ENOSPC;
 	if (vm->queue_nr == vm->queue_cap) {
 		u32 cap = vm->queue_cap ? vm->queue_cap * 2 : 64;
@@ -45,7 +47,9 @@ static void fill_op(struct ksm_vm *vm)
 		struct ksm_op_run *q = &vm->queue[taken];
 		u32 nr = MIN(q->nr, ENGINE_PAGES_MAX - pages);
 
-		vm->op[vm->op_nr++] = (struct ksm_op_run){ .gpn = q->gpn, .spn = q->spn, .nr = nr, .zero = q->zero };
+		vm->op[vm->op_nr++] = (struct ksm_op_run){
+			.gpn = q->gpn, .spn = q->spn, .nr = nr, .zero = q->zero
+		};
 		pages += nr;
 		if (nr < q->nr) {
 			q->gpn += nr;
@@ -157,7 +161,8 @@ static void settle(struct ksm_vm *vm, const struct ksm_op_run *o, u32 i, s32 sta
 		page_set(r, page, PG_ZERO);
 		vm->stats.zeroed_total++;
 	} else if (status == 0) {
-		page_set_shared(r, page, o->spn + i); /* the request's reference becomes the page's */
+		page_set_shared(r, page,
+				o->spn + i); /* the request's reference becomes the page's */
 		vm->stats.merged_total++;
 	} else {
 		if (!o->zero)

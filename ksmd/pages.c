@@ -7,14 +7,15 @@
  *   BROKEN*                       one cover of the store page in domain->broken, and that entry
  *   all others                    nothing
  *
- * A reference is dropped only for a page that the kernel shows to be broken, or after the agent replaced its mapping, or
- * when the process is gone; a cover only in the last two cases (invariant 4).
+ * A reference is dropped only for a page that the kernel shows to be broken, or after the agent
+ * replaced its mapping, or when the process is gone; a cover only in the last two cases (invariant
+ * 4).
  */
 #include <errno.h>
 #include "ksmd/core.h"
 
-/* domain->broken uses the index as a map; its homes follow the key's high bits, so keys must be spread. Odd: no two
- * pages share a key. */
+/* domain->broken uses the index as a map; its homes follow the key's high bits, so keys must be
+ * spread. Odd: no two pages share a key. */
 static u32 broken_key(u32 gpn)
 {
 	return gpn * 2654435761u;
@@ -177,7 +178,8 @@ void page_set_broken(struct ksm_region *r, u32 page)
 	struct ksm_domain *d = r->vm->domain;
 	u32 spn = r->link[page];
 
-	/* Without a place to note the cover the page stays SHARED: the store page is kept too long, which is safe. */
+	/* Without a place to note the cover the page stays SHARED: the store page is kept too long,
+	 * which is safe. */
 	if (index_add(d->broken, broken_key(r->gpn + page), spn) < 0)
 		return;
 	set_state(r, page, PG_BROKEN);

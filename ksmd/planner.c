@@ -12,7 +12,8 @@ u32 plan_promotions(const struct match *m, u32 nr, u32 max_nr, struct promotion 
 
 		if (m[i].spn != SPN_NONE)
 			continue;
-		if (last && last->nr < max_nr && last->first + last->nr == i && m[i - 1].gpn + 1 == m[i].gpn)
+		if (last && last->nr < max_nr && last->first + last->nr == i &&
+		    m[i - 1].gpn + 1 == m[i].gpn)
 			last->nr++;
 		else
 			ret[n++] = (struct promotion){ .first = i, .nr = 1 };

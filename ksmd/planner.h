@@ -2,16 +2,18 @@
 /*
  * Decides where merged pages go, as pure functions on plain arrays.
  *
- * The aim is long runs: consecutive guest pages at consecutive store offsets are one mapping whatever their length, and
- * mappings are what sharing costs (a VMA in the VMM, a share of vm.max_map_count, the time of an mmap()). So new store pages
- * are given out in guest order, a run at a time, and the guests that follow find the same order.
+ * The aim is long runs: consecutive guest pages at consecutive store offsets are one mapping
+ * whatever their length, and mappings are what sharing costs (a VMA in the VMM, a share of
+ * vm.max_map_count, the time of an mmap()). So new store pages are given out in guest order, a run
+ * at a time, and the guests that follow find the same order.
  */
 #ifndef BALLAST_KSMD_PLANNER_H
 #define BALLAST_KSMD_PLANNER_H
 
 #include "common/types.h"
 
-/* A page whose content was seen before: in the store, or in another private page. Page numbers are those of gpn.h. */
+/* A page whose content was seen before: in the store, or in another private page. Page numbers are
+ * those of gpn.h. */
 struct match {
 	u32 gpn;
 	u32 spn;     /* the store page, or SPN_NONE: the content is to be promoted */
@@ -19,12 +21,14 @@ struct match {
 	u64 hash;
 };
 
-/* Matches [first, first + nr) are consecutive pages that are all to be promoted: one allocation, in order. */
+/* Matches [first, first + nr) are consecutive pages that are all to be promoted: one allocation, in
+ * order. */
 struct promotion {
 	u32 first, nr;
 };
 
-/* @m is in page order. Writes at most @nr promotions of at most @max_nr pages each; returns how many. */
+/* @m is in page order. Writes at most @nr promotions of at most @max_nr pages each; returns how
+ * many. */
 u32 plan_promotions(const struct match *m, u32 nr, u32 max_nr, struct promotion *ret);
 
 /* Guest page @gpn shall show store page @spn. */
@@ -37,7 +41,8 @@ struct run {
 	u32 gpn, spn, nr;
 };
 
-/* Sorts @p by page and joins neighbours. Writes at most @nr runs of at most @max_nr pages each; returns how many. */
+/* Sorts @p by page and joins neighbours. Writes at most @nr runs of at most @max_nr pages each;
+ * returns how many. */
 u32 plan_runs(struct placement *p, u32 nr, u32 max_nr, struct run *ret);
 
 #endif

@@ -38,7 +38,8 @@ static void *worker_main(void *arg)
 		w->job->run(w->job);
 		pthread_mutex_lock(&p->lock);
 		if (w->given_up) {
-			/* Nobody waits any more, the pool has forgotten this thread and may be gone soon. */
+			/* Nobody waits any more, the pool has forgotten this thread and may be gone
+			 * soon. */
 			pthread_mutex_unlock(&p->lock);
 			w->job->free(w->job);
 			free(w);
@@ -118,7 +119,8 @@ void reader_pool_free(struct reader_pool *p)
 		free(p->workers[i]);
 	}
 	free(p->workers);
-	/* Readers that were given up still use the lock when they wake: then the pool is left to the process's end. */
+	/* Readers that were given up still use the lock when they wake: then the pool is left to
+	 * the process's end. */
 	if (p->given_up)
 		return;
 	pthread_cond_destroy(&p->work);
@@ -137,7 +139,8 @@ u64 reader_pool_given_up(const struct reader_pool *p)
 	return p->given_up;
 }
 
-/* With the lock held: the worker keeps its job; another one takes its place if a thread can be had. */
+/* With the lock held: the worker keeps its job; another one takes its place if a thread can be had.
+ */
 static void give_up(struct reader_pool *p, u32 i)
 {
 	struct worker *fresh;
@@ -164,7 +167,8 @@ static bool wait_done(struct reader_pool *p, const struct worker *w, u64 deadlin
 	return true;
 }
 
-int reader_run(struct reader_pool *p, struct reader_job **jobs, u32 nr, u64 timeout_us, u32 *ret_stuck)
+int reader_run(struct reader_pool *p, struct reader_job **jobs, u32 nr, u64 timeout_us,
+	       u32 *ret_stuck)
 {
 	int r = 0;
 

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Reads from the kernel which pages of a region map the store, and corrects the account: when a VM attaches (after a restart
- * of the daemon its memory may be merged already), when its agent comes back, and when it gave a region up.
+ * Reads from the kernel which pages of a region map the store, and corrects the account: when a VM
+ * attaches (after a restart of the daemon its memory may be merged already), when its agent comes
+ * back, and when it gave a region up.
  *
- * New references and covers are taken before old ones are dropped, so that no page is freed in between.
+ * New references and covers are taken before old ones are dropped, so that no page is freed in
+ * between.
  */
 #include <errno.h>
 #include <stdlib.h>

@@ -2,8 +2,9 @@
 /*
  * One window of one VM: which pages were written, which of the others to hash, what they match.
  *
- * All looking into the VM is done in reader jobs (reader.h); between the jobs the engine's thread decides. What is read here
- * is only a hint: pages change at any time, and the agent compares every byte once they cannot (invariant 2).
+ * All looking into the VM is done in reader jobs (reader.h); between the jobs the engine's thread
+ * decides. What is read here is only a hint: pages change at any time, and the agent compares every
+ * byte once they cannot (invariant 2).
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -18,26 +19,30 @@
 /* Pages of one hash job, so that the threads share a window's work, and of one promotion. */
 #define HASH_JOB_PAGES	1024
 #define PROMOTION_PAGES 256
+/* Pages read at once before they are hashed or compared: they are still in the cache then. */
+#define READ_BATCH_PAGES 64
 /* Every so many passes: BROKEN pages are looked at, HELD ones tried again. */
 #define BROKEN_PASSES 4
 #define HELD_PASSES   32
 
-/* Pages that were written since they were last protected (and anonymous, since only those are registered): protects them. */
+/* Pages that were written since they were last protected (and anonymous, since only those are
+ * registered): protects them. */
 static const struct pagemap_query query_written = {
 	.flags = PM_SCAN_WP_MATCHING,
 	.all = PAGE_IS_WPALLOWED | PAGE_IS_WRITTEN | PAGE_IS_PRESENT,
 	.ret_mask = PAGE_IS_PFNZERO | PAGE_IS_HUGE,
 };
 
-/* All present pages: the first time that a region is looked at. What an earlier daemon protected would not be reported by
- * the query above. */
+/* All present pages: the first time that a region is looked at. What an earlier daemon protected
+ * would not be reported by the query above. */
 static const struct pagemap_query query_present = {
 	.flags = PM_SCAN_WP_MATCHING,
 	.all = PAGE_IS_WPALLOWED | PAGE_IS_PRESENT,
 	.ret_mask = PAGE_IS_PFNZERO | PAGE_IS_HUGE,
 };
 
-/* Pages of file mappings (what is not anonymous is not registered) that are not the file's any more. */
+/* Pages of file mappings (what is not anonymous is not registered) that are not the file's any
+ * more. */
 static const struct pagemap_query query_broken = {
 	.inverted = PAGE_IS_WPALLOWED | PAGE_IS_FILE,
 	.all = PAGE_IS_WPALLOWED | PAGE_IS_FILE,
@@ -63,7 +68,7 @@ struct hash_job {
 	u32 page[HASH_JOB_PAGES];
 	u64 hash[HASH_JOB_PAGES];
 	bool ok[HASH_JOB_PAGES], zero[HASH_JOB_PAGES];
-	u8 *buf; /* HASH_JOB_PAGES pages */
+	u8 *buf; /* READ_BATCH_PAGES pages */
 };
 
 struct promote_job {
@@ -72,10 +77,11 @@ struct promote_job {
 	const struct store *store;
 	u32 spn, nr;
 	u64 hva[2][PROMOTION_PAGES];
-	bool ok[2][PROMOTION_PAGES];
+	bool ok[2][PROMOTION_PAGES]; /* of the pages: was read; of the partners: was read, and is
+					equal */
 	u64 hash[PROMOTION_PAGES];
-	int err; /* the store could not be written */
-	u8 *buf[2];
+	int err;    /* the store could not be written */
+	u8 *buf[2]; /* READ_BATCH_PAGES pages */
 };
 
 /* Kept between windows, so that none allocates. */
@@ -98,13 +104,16 @@ int scan_buffers_new(struct scan_buffers **ret)
 	return 0;
 }
 
-/* --- reader jobs ----------------------------------------------------------------------------------------------- */
+/* --- reader jobs
+ * -----------------------------------------------------------------------------------------------
+ */
 
 static void scan_job_run(struct reader_job *job)
 {
 	struct scan_job *j = container_of(job, struct scan_job, job);
 
-	j->nr = pagemap_scan(j->target->pagemap_fd, j->start, j->end, j->query, j->ranges, SCAN_RANGES, &j->walk_end);
+	j->nr = pagemap_scan(j->target->pagemap_fd, j->start, j->end, j->query, j->ranges,
+			     SCAN_RANGES, &j->walk_end);
 }
 
 static void scan_job_free(struct reader_job *job)
@@ -115,21 +124,27 @@ static void scan_job_free(struct reader_job *job)
 	free(j);
 }
 
+static void hash_batch(struct hash_job *j, u32 first, u32 nr)
+{
+	/* A page that cannot be read is simply not hashed. */
+	if (target_read(j->target, j->hva + first, nr, j->buf, j->ok + first) < 0)
+		memset(j->ok + first, 0, nr * sizeof(j->ok[0]));
+	for (u32 i = 0; i < nr; i++) {
+		const u8 *page = j->buf + i * PAGE_BYTES;
+
+		if (!j->ok[first + i])
+			continue;
+		j->zero[first + i] = page_is_zero(page);
+		j->hash[first + i] = j->zero[first + i] ? 0 : page_hash(page);
+	}
+}
+
 static void hash_job_run(struct reader_job *job)
 {
 	struct hash_job *j = container_of(job, struct hash_job, job);
 
-	/* A page that cannot be read is simply not hashed. */
-	if (target_read(j->target, j->hva, j->nr, j->buf, j->ok) < 0)
-		memset(j->ok, 0, sizeof(j->ok));
-	for (u32 i = 0; i < j->nr; i++) {
-		const u8 *page = j->buf + i * PAGE_BYTES;
-
-		if (!j->ok[i])
-			continue;
-		j->zero[i] = page_is_zero(page);
-		j->hash[i] = j->zero[i] ? 0 : page_hash(page);
-	}
+	for (u32 i = 0; i < j->nr; i += READ_BATCH_PAGES)
+		hash_batch(j, i, MIN(j->nr - i, READ_BATCH_PAGES));
 }
 
 static void hash_job_free(struct reader_job *job)
@@ -148,7 +163,7 @@ static struct hash_job *hash_job_new(void)
 	if (!j)
 		return NULL;
 	j->job = (struct reader_job){ .run = hash_job_run, .free = hash_job_free };
-	j->buf = aligned_alloc(PAGE_BYTES, HASH_JOB_PAGES * PAGE_BYTES);
+	j->buf = aligned_alloc(PAGE_BYTES, READ_BATCH_PAGES * PAGE_BYTES);
 	if (!j->buf) {
 		free(j);
 		return NULL;
@@ -166,28 +181,42 @@ void scan_buffers_free(struct scan_buffers *b)
 	free(b);
 }
 
-/* Step 4 of the engine's overview: read both, compare, write what is equal into the store. */
+/* Step 4 of the engine's overview, for a batch: read both, compare, write what is equal into the
+ * store. */
+static int promote_batch(struct promote_job *j, u32 first, u32 nr)
+{
+	int err = 0;
+
+	for (int side = 0; side < 2; side++)
+		if (target_read(j->target[side], j->hva[side] + first, nr, j->buf[side],
+				j->ok[side] + first) < 0)
+			memset(j->ok[side] + first, 0, nr * sizeof(j->ok[side][0]));
+	for (u32 i = 0; i < nr; i++) {
+		const u8 *page = j->buf[0] + i * PAGE_BYTES;
+		bool *read = &j->ok[0][first + i], *equal = &j->ok[1][first + i];
+
+		/* The hash is taken from the copy that the store gets. */
+		if (*read)
+			j->hash[first + i] = page_hash(page);
+		*equal = *read && *equal &&
+			 memcmp(page, j->buf[1] + i * PAGE_BYTES, PAGE_BYTES) == 0;
+	}
+	for (u32 i = 0, n; i < nr && err == 0; i += n) {
+		for (n = 1; i + n < nr && j->ok[1][first + i + n] == j->ok[1][first + i]; n++)
+			;
+		if (j->ok[1][first + i])
+			err = store_write(j->store, j->spn + first + i, j->buf[0] + i * PAGE_BYTES,
+					  n);
+	}
+	return err;
+}
+
 static void promote_job_run(struct reader_job *job)
 {
 	struct promote_job *j = container_of(job, struct promote_job, job);
 
-	for (int side = 0; side < 2; side++)
-		if (target_read(j->target[side], j->hva[side], j->nr, j->buf[side], j->ok[side]) < 0)
-			memset(j->ok[side], 0, sizeof(j->ok[side]));
-	for (u32 i = 0; i < j->nr; i++) {
-		const u8 *page = j->buf[0] + i * PAGE_BYTES;
-
-		/* The hash is taken from the copy that the store gets. */
-		if (j->ok[0][i])
-			j->hash[i] = page_hash(page);
-		j->ok[1][i] = j->ok[0][i] && j->ok[1][i] && memcmp(page, j->buf[1] + i * PAGE_BYTES, PAGE_BYTES) == 0;
-	}
-	for (u32 i = 0, n; i < j->nr && j->err == 0; i += n) {
-		for (n = 1; i + n < j->nr && j->ok[1][i + n] == j->ok[1][i]; n++)
-			;
-		if (j->ok[1][i])
-			j->err = store_write(j->store, j->spn + i, j->buf[0] + i * PAGE_BYTES, n);
-	}
+	for (u32 i = 0; i < j->nr && j->err == 0; i += READ_BATCH_PAGES)
+		j->err = promote_batch(j, i, MIN(j->nr - i, READ_BATCH_PAGES));
 }
 
 static void promote_job_free(struct reader_job *job)
@@ -208,9 +237,12 @@ static void set_blocked(struct ksm_vm *vm)
 	vm->engine->ops->blocked(vm->conn, true);
 }
 
-/* --- scanning -------------------------------------------------------------------------------------------------- */
+/* --- scanning
+ * --------------------------------------------------------------------------------------------------
+ */
 
-static struct scan_job *run_scan(struct ksm_region *r, u32 page, u32 nr, const struct pagemap_query *q)
+static struct scan_job *run_scan(struct ksm_region *r, u32 page, u32 nr,
+				 const struct pagemap_query *q)
 {
 	struct scan_job *j = calloc(1, sizeof(*j));
 	struct reader_job *jobs[1];
@@ -240,7 +272,8 @@ static struct scan_job *run_scan(struct ksm_region *r, u32 page, u32 nr, const s
 	return j;
 }
 
-int scan_broken(struct ksm_region *r, u32 page, u32 nr, void (*fn)(struct ksm_region *r, u32 page, u32 nr))
+int scan_broken(struct ksm_region *r, u32 page, u32 nr,
+		void (*fn)(struct ksm_region *r, u32 page, u32 nr))
 {
 	u32 end = page + nr;
 
@@ -272,7 +305,8 @@ static void note_broken(struct ksm_region *r, u32 page, u32 nr)
 	}
 }
 
-/* Returns how many pages the window really has, having filled b->written; 0: the VM cannot be scanned now. */
+/* Returns how many pages the window really has, having filled b->written; 0: the VM cannot be
+ * scanned now. */
 static u32 scan_written(struct ksm_region *r, u32 page, u32 nr, struct scan_buffers *b)
 {
 	struct scan_job *j = run_scan(r, page, nr, r->first_pass ? &query_present : &query_written);
@@ -290,8 +324,9 @@ static u32 scan_written(struct ksm_region *r, u32 page, u32 nr, struct scan_buff
 			b->written[(p - page) / 64] |= (u64)1 << ((p - page) % 64);
 			if (r->state[p] == PG_PENDING || r->state[p] == PG_BROKEN_PENDING)
 				continue; /* the answer will tell */
-			/* A page that we hold for mapped, but that is anonymous: the VMM replaced the mapping. Its word for
-			 * that (DISCARD) may still be on its way; the kernel's counts. */
+			/* A page that we hold for mapped, but that is anonymous: the VMM replaced
+			 * the mapping. Its word for that (DISCARD) may still be on its way; the
+			 * kernel's counts. */
 			if (zero != (r->state[p] == PG_ZERO) || (!zero && r->state[p] != PG_FRESH))
 				page_set(r, p, zero ? PG_ZERO : PG_FRESH);
 		}
@@ -301,9 +336,12 @@ static u32 scan_written(struct ksm_region *r, u32 page, u32 nr, struct scan_buff
 	return nr;
 }
 
-/* --- hashing --------------------------------------------------------------------------------------------------- */
+/* --- hashing
+ * ---------------------------------------------------------------------------------------------------
+ */
 
-static bool wants_hash(const struct ksm_region *r, u32 page, u32 window, const struct scan_buffers *b, bool broken_turn)
+static bool wants_hash(const struct ksm_region *r, u32 page, u32 window,
+		       const struct scan_buffers *b, bool broken_turn)
 {
 	switch (r->state[page]) {
 	case PG_FRESH:
@@ -321,8 +359,10 @@ static bool wants_hash(const struct ksm_region *r, u32 page, u32 window, const s
 static u32 hash_window(struct ksm_region *r, u32 window, u32 nr, struct scan_buffers *b)
 {
 	struct ksm_vm *vm = r->vm;
-	/* Only KSM_ON can use what a broken page now holds, but for zeros, which are not worth the reading. */
-	bool broken_turn = r->nr_broken && vm->mode == KSM_ON && vm->stats.passes_total % BROKEN_PASSES == 0;
+	/* Only KSM_ON can use what a broken page now holds, but for zeros, which are not worth the
+	 * reading. */
+	bool broken_turn = r->nr_broken && vm->mode == KSM_ON &&
+			   vm->stats.passes_total % BROKEN_PASSES == 0;
 	struct reader_job *jobs[ARRAY_SIZE(b->hash_jobs)];
 	u32 nr_jobs = 0, stuck;
 	int err;
@@ -360,7 +400,9 @@ static u32 hash_window(struct ksm_region *r, u32 window, u32 nr, struct scan_buf
 	return err < 0 ? 0 : nr_jobs;
 }
 
-/* --- matching -------------------------------------------------------------------------------------------------- */
+/* --- matching
+ * --------------------------------------------------------------------------------------------------
+ */
 
 struct lookup {
 	const struct ksm_domain *domain;
@@ -377,7 +419,8 @@ static bool is_match(u32 value, void *arg)
 	return value != l->self;
 }
 
-/* A broken page is not watched for writes: only one that looks the same twice is taken for still. */
+/* A broken page is not watched for writes: only one that looks the same twice is taken for still.
+ */
 static bool still(struct ksm_region *r, u32 page, u32 tag)
 {
 	if (!page_is_mapped(r, page))
@@ -405,7 +448,9 @@ static int match_page(struct ksm_region *r, u32 page, u64 hash, struct match *re
 			page_set(r, page, PG_QUIET);
 		return 0;
 	}
-	*ret = (struct match){ .gpn = r->gpn + page, .spn = SPN_NONE, .partner = GPN_NONE, .hash = hash };
+	*ret = (struct match){
+		.gpn = r->gpn + page, .spn = SPN_NONE, .partner = GPN_NONE, .hash = hash
+	};
 	if (found & INDEX_STORE_FLAG)
 		ret->spn = found & ~INDEX_STORE_FLAG;
 	else
@@ -460,7 +505,9 @@ static u32 match_window(struct ksm_region *r, struct scan_buffers *b, u32 nr_job
 	return nr;
 }
 
-/* --- promoting ------------------------------------------------------------------------------------------------- */
+/* --- promoting
+ * -------------------------------------------------------------------------------------------------
+ */
 
 static struct promote_job *promote_job_new(struct ksm_domain *d, const struct match *m, u32 nr)
 {
@@ -472,7 +519,7 @@ static struct promote_job *promote_job_new(struct ksm_domain *d, const struct ma
 	j->store = d->store;
 	j->nr = nr;
 	for (int side = 0; side < 2; side++) {
-		j->buf[side] = aligned_alloc(PAGE_BYTES, nr * PAGE_BYTES);
+		j->buf[side] = aligned_alloc(PAGE_BYTES, READ_BATCH_PAGES * PAGE_BYTES);
 		for (u32 i = 0; i < nr; i++) {
 			u32 gpn = side ? m[i].partner : m[i].gpn;
 			const struct ksm_region *r = gpn_region(d->engine, gpn);
@@ -490,7 +537,8 @@ static struct promote_job *promote_job_new(struct ksm_domain *d, const struct ma
 	return j;
 }
 
-/* A pair whose partner was taken by an earlier pair of this window waits for the next pass: it is in the store then. */
+/* A pair whose partner was taken by an earlier pair of this window waits for the next pass: it is
+ * in the store then. */
 static bool partner_free(const struct engine *e, u32 gpn)
 {
 	const struct ksm_region *r = gpn_region(e, gpn);
@@ -512,10 +560,12 @@ static bool is_pending(const struct engine *e, u32 gpn)
 static void publish(struct ksm_domain *d, struct match *m, u32 spn, u64 hash, struct placement *own,
 		    struct placement *partner)
 {
-	struct ksm_region *r = gpn_region(d->engine, m->gpn), *q = gpn_region(d->engine, m->partner);
+	struct ksm_region *r = gpn_region(d->engine, m->gpn),
+			  *q = gpn_region(d->engine, m->partner);
 
 	store_set_hash(d->store, spn, hash);
-	/* If the index has no room the page cannot be found by others; these two share it all the same. */
+	/* If the index has no room the page cannot be found by others; these two share it all the
+	 * same. */
 	(void)index_add(d->index, hash_tag(hash), INDEX_STORE_FLAG | spn);
 	page_set_pending(r, m->gpn - r->gpn);
 	page_set_pending(q, m->partner - q->gpn);
@@ -526,10 +576,11 @@ static void publish(struct ksm_domain *d, struct match *m, u32 spn, u64 hash, st
 }
 
 /*
- * Promotes matches [0, nr), consecutive pages of one VM whose partners are of one VM. Appends to the placements; returns how many
- * were promoted.
+ * Promotes matches [0, nr), consecutive pages of one VM whose partners are of one VM. Appends to
+ * the placements; returns how many were promoted.
  */
-static u32 promote(struct ksm_vm *vm, struct match *m, u32 nr, struct placement *own, struct placement *partners)
+static u32 promote(struct ksm_vm *vm, struct match *m, u32 nr, struct placement *own,
+		   struct placement *partners)
 {
 	struct ksm_domain *d = vm->domain;
 	struct reader_job *jobs[1];
@@ -547,8 +598,9 @@ static u32 promote(struct ksm_vm *vm, struct match *m, u32 nr, struct placement 
 	jobs[0] = &j->job;
 	if (reader_run(vm->engine->readers, jobs, 1, READ_TIMEOUT_US, &stuck) < 0) {
 		/*
-		 * The hung reader may still write these store pages when it wakes: they must never be anything else. They stay
-		 * allocated, a loss of at most a MiB for each reader lost.
+		 * The hung reader may still write these store pages when it wakes: they must never
+		 * be anything else. They stay allocated, a loss of at most a MiB for each reader
+		 * lost.
 		 */
 		if (jobs[0]) {
 			promote_job_free(&j->job);
@@ -597,7 +649,8 @@ static void queue_runs(struct engine *e, struct placement *p, u32 nr, struct run
 			}
 		}
 		if (in_region < runs[i].nr) {
-			runs[i] = (struct run){ run.gpn + in_region, run.spn + in_region, runs[i].nr - in_region };
+			runs[i] = (struct run){ run.gpn + in_region, run.spn + in_region,
+						runs[i].nr - in_region };
 			i--;
 		}
 	}
@@ -642,7 +695,9 @@ static void merge_window(struct ksm_vm *vm, struct scan_buffers *b, u32 nr)
 	queue_runs(e, b->partners, partners, b->runs);
 }
 
-/* --- one window ------------------------------------------------------------------------------------------------ */
+/* --- one window
+ * ------------------------------------------------------------------------------------------------
+ */
 
 static void retry_held(struct ksm_region *r, u32 page, u32 nr)
 {
@@ -657,7 +712,8 @@ bool scan_window(struct ksm_vm *vm)
 	struct ksm_region *r;
 	u32 page, nr, nr_jobs;
 
-	while (vm->cursor_region < vm->nr_regions && vm->cursor_page >= vm->regions[vm->cursor_region]->nr_pages) {
+	while (vm->cursor_region < vm->nr_regions &&
+	       vm->cursor_page >= vm->regions[vm->cursor_region]->nr_pages) {
 		vm->cursor_region++;
 		vm->cursor_page = 0;
 	}

@@ -9,7 +9,8 @@
 #include "common/uapi_compat.h"
 #include "ksmd/store.h"
 
-/* Page numbers share 32 bits with a flag (index values), so a store has at most 2^31 - 1 pages: 8 TiB. */
+/* Page numbers share 32 bits with a flag (index values), so a store has at most 2^31 - 1 pages: 8
+ * TiB. */
 #define STORE_PAGES_MAX ((u64)INT32_MAX - 1)
 /* How many bitmap words an allocation looks at for a gap before it takes fresh space at the end. */
 #define SEARCH_WORDS 1024
@@ -22,12 +23,13 @@ struct page_meta {
 struct store {
 	int fd, fd_ro;
 	u64 max_pages;
-	u64 end;	 /* pages from here on were never used */
-	u64 recovery_end; /* in recovery: pages below were another daemon's, and are not allocated */
+	u64 end;	  /* pages from here on were never used */
+	u64 recovery_end; /* in recovery: pages below were another daemon's, and are not allocated
+			   */
 	bool recovering;
 	/* Sparse anonymous mappings for max_pages: cost memory only where used. */
 	struct page_meta *meta;
-	u64 *used; /* bitmap: allocated, or refs or covers not 0 */
+	u64 *used;  /* bitmap: allocated, or refs or covers not 0 */
 	u64 cursor; /* bitmap word where the next search begins */
 	u64 pages, total_refs;
 	u64 punch_at, punch_nr; /* consecutive pages to punch */
@@ -35,7 +37,8 @@ struct store {
 
 static void *sparse_array(u64 bytes)
 {
-	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
 	return p == MAP_FAILED ? NULL : p;
 }
@@ -109,15 +112,17 @@ int store_adopt(int fd, struct store **ret)
 
 	if (fstat(fd, &st) < 0)
 		return -errno;
-	if (!S_ISREG(st.st_mode) || st.st_size <= 0 || ((u64)st.st_size >> PAGE_SHIFT) > STORE_PAGES_MAX ||
+	if (!S_ISREG(st.st_mode) || st.st_size <= 0 ||
+	    ((u64)st.st_size >> PAGE_SHIFT) > STORE_PAGES_MAX ||
 	    !(fcntl(fd, F_GET_SEALS) & F_SEAL_SHRINK))
 		return -EINVAL;
 	r = store_open(fd, (u64)st.st_size >> PAGE_SHIFT, ret);
 	if (r < 0)
 		return r;
 	/*
-	 * The last data tells how far the dead daemon got, but for mappings of broken pages, which may name a
-	 * punched offset beyond: the caller finds those in /proc and calls store_reserve().
+	 * The last data tells how far the dead daemon got, but for mappings of broken pages, which
+	 * may name a punched offset beyond: the caller finds those in /proc and calls
+	 * store_reserve().
 	 */
 	while ((data = lseek(fd, data, SEEK_DATA)) >= 0) {
 		data = lseek(fd, data, SEEK_HOLE);
@@ -188,7 +193,8 @@ static u64 find_gap(struct store *s, u32 nr)
 {
 	u64 words = s->end / 64, run = 0;
 
-	/* Not before recovery ends: an unknown mapping may still name any page that looks free (invariant 4). */
+	/* Not before recovery ends: an unknown mapping may still name any page that looks free
+	 * (invariant 4). */
 	if (s->recovering)
 		return UINT64_MAX;
 	if (s->cursor >= words)
@@ -245,10 +251,12 @@ static void punch(struct store *s, u64 spn)
 
 void store_flush(struct store *s)
 {
-	/* If this fails the memory stays in use, and nothing else is wrong; the next owner overwrites it. */
+	/* If this fails the memory stays in use, and nothing else is wrong; the next owner
+	 * overwrites it. */
 	if (s->punch_nr)
 		(void)!fallocate(s->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-				 (off_t)(s->punch_at << PAGE_SHIFT), (off_t)(s->punch_nr << PAGE_SHIFT));
+				 (off_t)(s->punch_at << PAGE_SHIFT),
+				 (off_t)(s->punch_nr << PAGE_SHIFT));
 	s->punch_nr = 0;
 }
 
@@ -272,8 +280,9 @@ static int transfer(const struct store *s, u32 spn, void *pages, u32 nr, bool wr
 	u64 at = (u64)spn << PAGE_SHIFT, bytes = (u64)nr << PAGE_SHIFT;
 
 	for (u64 done = 0; done < bytes;) {
-		ssize_t n = write ? pwrite(s->fd, (u8 *)pages + done, bytes - done, (off_t)(at + done)) :
-				    pread(s->fd, (u8 *)pages + done, bytes - done, (off_t)(at + done));
+		ssize_t n =
+			write ? pwrite(s->fd, (u8 *)pages + done, bytes - done, (off_t)(at + done))
+			      : pread(s->fd, (u8 *)pages + done, bytes - done, (off_t)(at + done));
 
 		if (n < 0 && errno == EINTR)
 			continue;
@@ -296,7 +305,8 @@ int store_read(const struct store *s, u32 spn, void *pages, u32 nr)
 
 void store_set_hash(struct store *s, u32 spn, u64 hash)
 {
-	/* 0 says "no content"; the one content that hashes to 0 is then never found again, which only loses a saving. */
+	/* 0 says "no content"; the one content that hashes to 0 is then never found again, which
+	 * only loses a saving. */
 	s->meta[spn].hash = hash ? hash : 1;
 }
 
@@ -349,7 +359,8 @@ void store_cover(struct store *s, u32 spn)
 void store_uncover(struct store *s, u32 spn)
 {
 	if (--s->meta[spn].covers == 0 && s->meta[spn].refs == 0 && !s->recovering) {
-		/* Allocated pages that wait for their first reference have neither count; they are never covered. */
+		/* Allocated pages that wait for their first reference have neither count; they are
+		 * never covered. */
 		set_used(s, spn, false);
 	}
 }
@@ -377,7 +388,8 @@ int store_walk(struct store *s, int (*fn)(struct store *s, u32 spn, void *arg), 
 	return errno == ENXIO ? 0 : -errno;
 }
 
-void store_recovered(struct store *s, void (*dropped)(struct store *s, u32 spn, void *arg), void *arg)
+void store_recovered(struct store *s, void (*dropped)(struct store *s, u32 spn, void *arg),
+		     void *arg)
 {
 	if (!s->recovering)
 		return;

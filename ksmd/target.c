@@ -57,7 +57,8 @@ int target_read(const struct target *t, const u64 *hva, u32 nr, u8 *buf, bool *o
 			if (last && (u64)(uintptr_t)last->iov_base + last->iov_len == hva[i])
 				last->iov_len += PAGE_BYTES;
 			else if (iovs < IOV_MAX_HERE)
-				remote[iovs++] = (struct iovec){ (void *)(uintptr_t)hva[i], PAGE_BYTES };
+				remote[iovs++] =
+					(struct iovec){ (void *)(uintptr_t)hva[i], PAGE_BYTES };
 			else
 				break;
 		}

@@ -5,8 +5,8 @@
 #include <string.h>
 #include "ctl/analysis.h"
 
-/* Pages of a VM from an address on, one letter a page: the letter is the content, '.' a page that is absent,
- * a letter in upper case the same content in a store page. */
+/* Pages of a VM from an address on, one letter a page: the letter is the content, '.' a page
+ * that is absent, a letter in upper case the same content in a store page. */
 static size_t add(struct analysis_page *v, size_t n, u32 vm, u64 page, const char *letters)
 {
 	for (; *letters; letters++, page++) {
@@ -14,7 +14,8 @@ static size_t add(struct analysis_page *v, size_t n, u32 vm, u64 page, const cha
 
 		if (*letters != '.')
 			v[n++] = (struct analysis_page){
-				/* Spread over all bits, as hashes are; the order differs from the letters'. */
+				/* Spread over all bits, as hashes are; the order differs from
+				 * the letters'. */
 				.hash = (u64)(*letters | 0x20) * 0x9e3779b97f4a7c15ULL,
 				.where = analysis_where(vm, page, shared),
 			};
@@ -84,7 +85,8 @@ Test(analysis, runs_follow_the_first_copies)
 	struct analysis a;
 	size_t n = add(v, 0, 0, 1000, "abcdefgh");
 
-	/* abcd moved: one run. gh after ef absent: a run. ba: the first copies go backwards, two runs. */
+	/* abcd moved: one run. gh after ef absent: a run. ba: the first copies go backwards,
+	 * two runs. */
 	n = add(v, n, 1, 5, "abcd..gh.ba");
 	analysis_run(v, n, vms, 2, &a);
 	/* VM 0: e and f are alone, so abcd and gh. */

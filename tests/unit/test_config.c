@@ -55,7 +55,8 @@ static void load_ok(struct config *c)
 	cr_assert(r == 0, "%s", err.text);
 }
 
-/* The load must fail with DIR/@where (a name, or NAME:LINE) and @says in one line, and touch nothing. */
+/* The load must fail with DIR/@where (a name, or NAME:LINE) and @says in one line, and touch
+ * nothing. */
 static void expect_refused(int result, const char *where, const char *says)
 {
 	struct config c, pattern;
@@ -241,7 +242,8 @@ Test(config, long_lines)
 	char text[4096];
 	struct config c;
 
-	/* A long comment is fine; the last line that fits is; one byte more is an error, not cut. */
+	/* A long comment is fine; the last line that fits is; one byte more is an error, not
+	 * cut. */
 	snprintf(text, sizeof(text), "# %0700d\n[scan]\nthreads = %0*d\n", 1, 187, 2);
 	write_text("ballast.conf", text);
 	load_ok(&c);
@@ -272,7 +274,8 @@ Test(config, nul_and_junk)
 		size_t len = (size_t)random() % sizeof(junk);
 
 		for (size_t j = 0; j < len; j++) {
-			/* Half of the files from the alphabet of the format, so that they get deep. */
+			/* Half of the files from the alphabet of the format, so that they get
+			 * deep. */
 			static const char set[] = "[]\"=\n\n;# vm scandthre1\0k";
 
 			junk[j] = i % 2 ? (u8)random() : (u8)set[(size_t)random() % sizeof(set)];

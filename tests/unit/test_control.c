@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* The control server on a real event loop and real sockets, in this process, with a made-up core behind it. */
+/* The control server on a real event loop and real sockets, in this process, with a made-up
+ * core behind it. */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -139,7 +140,8 @@ static void settle(u64 us)
 		;
 }
 
-/* Sends all of it, letting the server work whenever the socket is full. false: the server hung up. */
+/* Sends all of it, letting the server work whenever the socket is full. false: the server hung
+ * up. */
 static bool send_bytes(int fd, const void *data, size_t len)
 {
 	u64 end = now_us() + WAIT_US;
@@ -408,7 +410,8 @@ Test(control, partial_lines)
 	close(fd);
 }
 
-/* A client that asks and never reads must cost one reply of memory, no stall, and be gone in time. */
+/* A client that asks and never reads must cost one reply of memory, no stall, and be gone in
+ * time. */
 Test(control, a_client_that_does_not_read)
 {
 	static const char request[] = "{\"command\":\"status\"}\n";

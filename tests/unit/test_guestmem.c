@@ -92,7 +92,8 @@ static void end_child(void)
 
 TestSuite(guestmem, .init = start_child, .fini = end_child, .timeout = 60);
 
-/* Finds the child's memory and leaves only the range that we made: sanitizers and malloc() have large ones too. */
+/* Finds the child's memory and leaves only the range that we made: sanitizers and malloc() have
+ * large ones too. */
 static void find(struct guest *g)
 {
 	struct guest_range ours = { 0 };
@@ -122,7 +123,8 @@ static void read_and_check(enum guestmem_method method)
 	cr_assert_eq(guestmem_read(&g, 1, method, &pages), 0);
 	cr_assert_eq(proc_memory(child, &after), 0);
 	cr_expect_eq(before.rss, after.rss, "looking has brought pages in");
-	/* Without CAP_SYS_ADMIN frame numbers are hidden, and /proc/PID/pagemap cannot tell the two apart. */
+	/* Without CAP_SYS_ADMIN frame numbers are hidden, and /proc/PID/pagemap cannot tell the
+	 * two apart. */
 	cr_expect_eq(g.zero + g.kernel_zero, 75);
 	if (method == GUESTMEM_AUTO || geteuid() == 0)
 		cr_expect_eq(g.kernel_zero, 25);
@@ -133,7 +135,8 @@ static void read_and_check(enum guestmem_method method)
 	cr_expect_eq(counts[0].pages, 0);
 	cr_expect_eq(counts[1].distinct, 101);
 	cr_expect_eq(counts[1].already_shared, 9);
-	/* Of the first 10 contents, 9 are in the store, so both private copies may go; and one of the others. */
+	/* Of the first 10 contents, 9 are in the store, so both private copies may go; and one
+	 * of the others. */
 	cr_expect_eq(counts[1].dup_within + counts[1].dup_across, 9 * 2 + 91);
 	free(pages.v);
 	guestmem_free(&g);
@@ -154,7 +157,8 @@ Test(guestmem, marked_ranges_only)
 	struct guest g;
 	u8 *marked;
 
-	/* In our own process: once something is marked, unmarked memory is left out, however large. */
+	/* In our own process: once something is marked, unmarked memory is left out, however
+	 * large. */
 	marked = mmap(NULL, MIB(32), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	cr_assert(marked != MAP_FAILED);
 	if (madvise(marked, MIB(32), MADV_MERGEABLE) != 0)
