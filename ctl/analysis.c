@@ -37,8 +37,8 @@ static bool test_bit(const struct analysis_page *p, int bit)
 }
 
 /*
- * Sorts by hash, then by where: a radix exchange on the 128 bits from @bit down. In place (qsort() of
- * glibc takes as much memory again), and its depth is bounded by the bits whatever the content.
+ * Sorts by hash, then by where: a radix exchange on the 128 bits from @bit down. In place (qsort()
+ * of glibc takes as much memory again), and its depth is bounded by the bits whatever the content.
  */
 static void sort(struct analysis_page *v, size_t n, int bit)
 {
@@ -61,8 +61,9 @@ static void sort(struct analysis_page *v, size_t n, int bit)
 }
 
 /*
- * One group of the same content, sorted by VM and address. Store pages are kept; without one, the first page is kept.
- * Afterwards each page says (in hash, which has done its work) where the group's first copy is.
+ * One group of the same content, sorted by VM and address. Store pages are kept; without one, the
+ * first page is kept. Afterwards each page says (in hash, which has done its work) where the
+ * group's first copy is.
  */
 static void count_group(struct analysis_page *g, size_t n, struct analysis_counts *vms,
 			struct analysis_counts *total)

@@ -55,7 +55,8 @@ static int connect_daemon(const char *path)
 	return -1;
 }
 
-/* An error of send() is not told: the daemon may have refused us with a reply that is worth reading. */
+/* An error of send() is not told: the daemon may have refused us with a reply that is worth
+ * reading. */
 static void send_all(int fd, const char *text)
 {
 	size_t len = strlen(text);
@@ -72,7 +73,8 @@ static void send_all(int fd, const char *text)
 	}
 }
 
-/* Reads up to the first line end. Returns NULL with errno, or 0 in errno at the end of the connection. */
+/* Reads up to the first line end. Returns NULL with errno, or 0 in errno at the end of the
+ * connection. */
 static char *receive_line(int fd, size_t *ret_len)
 {
 	char *buf = NULL, *grown, *end;

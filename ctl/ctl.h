@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* What the commands of ballastctl share. A command returns the exit status: 0, or 1 after one clear line on stderr. */
+/* What the commands of ballastctl share. A command returns the exit status: 0, or 1 after one
+ * clear line on stderr. */
 #ifndef BALLAST_CTL_CTL_H
 #define BALLAST_CTL_CTL_H
 
@@ -23,8 +24,8 @@ int ctl_unmerge(const struct ctl_options *o, char **args);
 int ctl_share(const struct ctl_options *o, char **args);
 int ctl_analyze(const struct ctl_options *o, char **args);
 
-/* client.c: one request to the daemon; takes over @request. On success (0) *ret is the reply, which says
- * "ok". Otherwise the error has been printed and the exit status is returned. */
+/* client.c: one request to the daemon; takes over @request. On success (0) *ret is the reply,
+ * which says "ok". Otherwise the error has been printed and the exit status is returned. */
 int ctl_call(const struct ctl_options *o, json_t *request, json_t **ret);
 
 /* text.c */
@@ -36,8 +37,8 @@ void ctl_error(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 /* "1.5 GiB", "-12.0 KiB", "0": for people. Returns @buf. */
 const char *ctl_bytes(char buf[CTL_CELL_MAX], s64 bytes);
 
-/* @s made fit for a terminal, cut to @size: names come from VMMs, which may be hostile, and must not hold
- * control sequences. Returns @buf. */
+/* @s made fit for a terminal, cut to @size: names come from VMMs, which may be hostile, and
+ * must not hold control sequences. Returns @buf. */
 const char *ctl_safe_text(char *buf, size_t size, const char *s);
 #define ctl_safe(buf, s) ctl_safe_text(buf, sizeof(buf), s)
 

@@ -70,8 +70,8 @@ static void settle_last(struct guest *g)
 		g->nr_ranges--;
 }
 
-/* Neighbours are one range if a store mapping ties them together, or if they are marked alike: large
- * blocks of malloc() often lie right beside guest RAM. */
+/* Neighbours are one range if a store mapping ties them together, or if they are marked alike:
+ * large blocks of malloc() often lie right beside guest RAM. */
 static int add_mapping(struct guest *g, const struct guest_range *m)
 {
 	struct guest_range *r = g->nr_ranges ? &g->ranges[g->nr_ranges - 1] : NULL;
@@ -92,8 +92,9 @@ static int add_mapping(struct guest *g, const struct guest_range *m)
 }
 
 /*
- * One line of smaps: the head of a mapping, which goes to *m if it may be guest RAM (else m->end is 0), or one of its
- * attributes, of which VmFlags comes last. smaps rather than maps, because only VmFlags tells of MADV_MERGEABLE.
+ * One line of smaps: the head of a mapping, which goes to *m if it may be guest RAM (else m->end
+ * is 0), or one of its attributes, of which VmFlags comes last. smaps rather than maps, because
+ * only VmFlags tells of MADV_MERGEABLE.
  */
 static int smaps_line(struct guest *g, const char *line, struct guest_range *m)
 {
@@ -212,8 +213,8 @@ static int add_page(struct reader *r, u64 addr, bool shared, const u8 *content)
 		return 0;
 	}
 	if (out->nr == out->cap) {
-		/* Doubling costs address space only: realloc() moves large blocks by mremap(), and what is
-		 * not written yet takes no memory. */
+		/* Doubling costs address space only: realloc() moves large blocks by mremap(),
+		 * and what is not written yet takes no memory. */
 		size_t cap = out->cap ? out->cap * 2 : 65536;
 		struct analysis_page *v = reallocarray(out->v, cap, sizeof(*v));
 
@@ -351,8 +352,9 @@ static int walk_pagemap(struct reader *r, u64 start, u64 end)
 	return 0;
 }
 
-/* pagemap does not mark the kernel's zero page, so see where a page of ours that was only read points. 0 without
- * CAP_SYS_ADMIN: frame numbers are hidden then, and such pages count as zero pages. */
+/* pagemap does not mark the kernel's zero page, so see where a page of ours that was only read
+ * points. 0 without CAP_SYS_ADMIN: frame numbers are hidden then, and such pages count as zero
+ * pages. */
 static u64 find_zero_pfn(void)
 {
 	volatile u8 *page = mmap(NULL, PAGE_BYTES, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -369,7 +371,7 @@ static u64 find_zero_pfn(void)
 		close(fd);
 	}
 	munmap((void *)page, PAGE_BYTES);
-	return entry & PM_PRESENT ? entry & PM_PFN_MASK : 0;
+	return (entry & PM_PRESENT) ? (entry & PM_PFN_MASK) : 0;
 }
 
 static bool has_pagemap_scan(int fd)

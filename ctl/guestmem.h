@@ -2,8 +2,8 @@
 /*
  * Guest RAM of a VMM that knows nothing of us, read from outside.
  *
- * Nothing of it is changed, and no page is brought into memory by looking: only pages that the page table says are
- * present are read. Needs ptrace rights over the process (root, as a rule).
+ * Nothing of it is changed, and no page is brought into memory by looking: only pages that the
+ * page table says are present are read. Needs ptrace rights over the process (root, as a rule).
  */
 #ifndef BALLAST_CTL_GUESTMEM_H
 #define BALLAST_CTL_GUESTMEM_H
@@ -11,7 +11,8 @@
 #include <sys/types.h>
 #include "ctl/analysis.h"
 
-/* Guest RAM starts here; QEMU's other private memory (heap, stacks, thread arenas) is smaller as a rule. */
+/* Guest RAM starts here; QEMU's other private memory (heap, stacks, thread arenas) is smaller
+ * as a rule. */
 #define GUESTMEM_RANGE_MIN MIB(16)
 
 struct guest_range {
@@ -41,11 +42,11 @@ struct guest_pages {
 };
 
 /*
- * Finds the ranges that look like guest RAM: private, anonymous, writable, not executable (which leaves
- * out TCG's code buffer), at least GUESTMEM_RANGE_MIN; mappings of a Ballast store belong to their
- * neighbours. Where a process has marked such ranges with MADV_MERGEABLE, only those are taken. No range
- * at all is no error. -ESRCH: no such process, or it has no memory (ended and not yet reaped; a kernel
- * thread). -EACCES: not permitted.
+ * Finds the ranges that look like guest RAM: private, anonymous, writable, not executable (which
+ * leaves out TCG's code buffer), at least GUESTMEM_RANGE_MIN; mappings of a Ballast store belong
+ * to their neighbours. Where a process has marked such ranges with MADV_MERGEABLE, only those are
+ * taken. No range at all is no error. -ESRCH: no such process, or it has no memory (ended and not
+ * yet reaped; a kernel thread). -EACCES: not permitted.
  */
 int guestmem_find(pid_t pid, struct guest *ret);
 void guestmem_free(struct guest *g);
@@ -55,8 +56,8 @@ enum guestmem_method {
 	GUESTMEM_PAGEMAP, /* read /proc/PID/pagemap, 8 bytes a page */
 };
 
-/* Appends the pages of @g, as VM number @vm, to @pages, but for those that are all zeros. On failure @pages has
- * just what it had. */
+/* Appends the pages of @g, as VM number @vm, to @pages, but for those that are all zeros. On
+ * failure @pages has just what it had. */
 int guestmem_read(struct guest *g, u32 vm, enum guestmem_method method, struct guest_pages *pages);
 
 #endif

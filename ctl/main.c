@@ -2,11 +2,8 @@
 #include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
+#include "common/version.h"
 #include "ctl/ctl.h"
-
-#ifndef BALLAST_VERSION
-#define BALLAST_VERSION "0.1.0"
-#endif
 
 static const struct command {
 	const char *name, *args, *help;

@@ -2,9 +2,10 @@
 /*
  * Reading the files. What keys there are, and what they may hold, is in config_table.c.
  *
- * inih splits a line into key and value and knows comments. Lines and section headers are read here,
- * because inih (as Debian builds it) does not say on which line a key stands, cuts section names at 49
- * bytes and long lines anywhere, and does not tell when a section starts a second time.
+ * inih splits a line into key and value and knows comments. Lines and section headers are read
+ * here, because inih (as Debian builds it) does not say on which line a key stands, cuts section
+ * names at 49 bytes and long lines anywhere, and does not tell when a section starts a second
+ * time.
  */
 #include <ctype.h>
 #include <dirent.h>
@@ -39,7 +40,8 @@ struct loader {
 	u32 vm_line[VM_SECTIONS_MAX];
 };
 
-/* For error messages: control characters and bytes that are no ASCII as '?', cut where it gets long. */
+/* For error messages: control characters and bytes that are no ASCII as '?', cut where it gets
+ * long. */
 struct quoted {
 	char text[48];
 };
@@ -49,7 +51,7 @@ static struct quoted quote(const char *s)
 	struct quoted q;
 	size_t n = 0;
 
-	for (; s[n] != '\0' && n < sizeof(q.text) - 4; n++)
+	for (; n < sizeof(q.text) - 4 && s[n] != '\0'; n++)
 		q.text[n] = s[n] >= ' ' && s[n] < 0x7f ? s[n] : '?';
 	memcpy(q.text + n, s[n] == '\0' ? "" : "...", s[n] == '\0' ? 1 : 4);
 	return q;
@@ -480,7 +482,7 @@ out:
 
 int config_load(const char *path, bool must_exist, struct config *ret, struct config_error *err)
 {
-	struct config c;
+	struct config c = { 0 };
 	int r;
 
 	err->text[0] = '\0';

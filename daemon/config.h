@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The daemon's configuration: an INI file plus the *.conf files of a conf.d/ folder beside it, read in
- * name order, later files winning key by key. Defaults and their reasons are in config_table.c; `ballastd
+ * The daemon's configuration: an INI file plus the *.conf files of a conf.d/ folder beside it, read
+ * in name order, later files winning key by key. Defaults and their reasons are in config_table.c;
+ * `ballastd
  * --print-config` prints them.
  *
  * A configuration is loaded whole or not at all: config_load() fills a new struct and leaves every
@@ -24,8 +25,8 @@ enum share_mode {
 };
 const char *share_mode_name(enum share_mode m);
 
-/* One [vm "GLOB"] section. Sections are tried in file order; the first that matches the VM's name or
- * UUID applies; a key that it leaves out has the default. */
+/* One [vm "GLOB"] section. Sections are tried in file order; the first that matches the VM's name
+ * or UUID applies; a key that it leaves out has the default. */
 struct config_vm {
 	char glob[CONFIG_NAME_MAX];
 	enum share_mode share;
@@ -37,19 +38,19 @@ struct config {
 	char run_dir[108];	  /* run_dir: the lock and the restart state; created 0755 */
 	char agent_socket[108];	  /* agent_socket: for VMMs; default RUN_DIR/agent.sock */
 	char control_socket[108]; /* control_socket: root only; default RUN_DIR/control.sock */
-	u32 agent_socket_mode; /* agent_socket_mode: octal, default 0666 (config_table.c says why) */
-	bool log_debug;	       /* log_level = info | debug */
+	u32 agent_socket_mode;	  /* octal, default 0666: config_table.c says why */
+	bool log_debug;		  /* log_level = info | debug */
 	/* [metrics] */
 	bool metrics_enabled;	  /* enabled */
 	char metrics_address[46]; /* address: IPv4 or IPv6 literal, default 127.0.0.1 */
 	u16 metrics_port;	  /* port: default 9723 */
 	/* [scan] */
-	bool scan_enabled; /* enabled: off = watch, account, but merge nothing new */
-	u32 scan_cpu_permille; /* cpu_percent: of one core, 0.1 to 1600; daemon and agents together; default 5 */
-	u64 scan_interval_us; /* interval: between two passes over a VM; default 1s */
-	u32 scan_threads;     /* threads: reader threads, 1 to 64; default 1 */
+	bool scan_enabled;     /* enabled: off = watch, account, but merge nothing new */
+	u32 scan_cpu_permille; /* cpu_percent: of one core; daemon and agents together */
+	u64 scan_interval_us;  /* interval: between two passes over a VM; default 1s */
+	u32 scan_threads;      /* threads: reader threads, 1 to 64; default 1 */
 	/* [store] */
-	u64 store_max_bytes; /* max_size: of one sharing domain's store; default 64GiB of address space */
+	u64 store_max_bytes; /* max_size: of one sharing domain's store */
 	/* [vm "GLOB"] */
 	struct config_vm *vms; /* owned */
 	u32 nr_vms;
@@ -64,8 +65,8 @@ struct config_error {
 void config_defaults(struct config *c);
 /* A missing @path is an error only if @must_exist; a missing conf.d is not an error. */
 int config_load(const char *path, bool must_exist, struct config *ret, struct config_error *err);
-/* Writes @c as a file that config_load() reads back to the same settings, with a comment above each key:
- * what it accepts, its default and the reason. -EIO if @out fails. */
+/* Writes @c as a file that config_load() reads back to the same settings, with a comment above each
+ * key: what it accepts, its default and the reason. -EIO if @out fails. */
 int config_print(const struct config *c, FILE *out);
 void config_free(struct config *c); /* frees what @c owns, not @c */
 

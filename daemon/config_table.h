@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The table behind the configuration, for config.c alone: one row for each key says how its value is
- * parsed, its range, its default and the reason for it. Parsing, defaults, error texts and `ballastd
- * --print-config` all come from the rows.
+ * The table behind the configuration, for config.c alone: one row for each key says how its value
+ * is parsed, its range, its default and the reason for it. Parsing, defaults, error texts and
+ * `ballastd --print-config` all come from the rows.
  */
 #ifndef BALLAST_DAEMON_CONFIG_TABLE_H
 #define BALLAST_DAEMON_CONFIG_TABLE_H
@@ -53,14 +53,15 @@ struct setting {
 #define CONFIG_NR_SETTINGS 15
 extern const struct setting config_settings[];
 
-/* Parses @text into its member of @base (struct config, or struct config_vm for SEC_VM). 0, -EINVAL or
- * -ERANGE, and then @base is untouched. */
+/* Parses @text into its member of @base (struct config, or struct config_vm for SEC_VM). 0,
+ * -EINVAL or -ERANGE, and then @base is untouched. */
 int config_set(const struct setting *s, void *base, const char *text);
 
 /* "10ms to 1h": completes "accepted: ". */
 void config_range_text(const struct setting *s, char *buf, size_t size);
 
-/* The defaults without the paths that follow from run_dir; and those, where no file has set them. */
+/* The defaults without the paths that follow from run_dir; and those, where no file has set
+ * them. */
 void config_set_defaults(struct config *c);
 void config_derive_paths(struct config *c);
 

@@ -2,10 +2,10 @@
 /*
  * Sockets and clients; what is said on them is in control_reply.c.
  *
- * A client has one request in work at a time. While its reply is not written, or another complete request
- * waits in its buffer, the client is polled for POLLOUT only, and each wake-up does one of the two: so
- * neither its input nor its output grows without bound, and a client that sends a thousand
- * requests at once does not keep the loop from the others.
+ * A client has one request in work at a time. While its reply is not written, or another complete
+ * request waits in its buffer, the client is polled for POLLOUT only, and each wake-up does one of
+ * the two: so neither its input nor its output grows without bound, and a client that sends a
+ * thousand requests at once does not keep the loop from the others.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -19,7 +19,8 @@
 
 /* A handful of administrators and scripts; more is a bug or an attack. */
 #define CLIENTS_MAX 16
-/* Longer than a busy script pauses, short enough that 16 forgotten ones do not lock the door for long. */
+/* Longer than a busy script pauses, short enough that 16 forgotten ones do not lock the door
+ * for long. */
 #define TIMEOUT_DEFAULT_US (30 * 1000000ULL)
 /* Out of descriptors: accept() would fail, and wake us, again and again. */
 #define ACCEPT_RETRY_US 1000000ULL
@@ -69,7 +70,8 @@ static size_t complete_line(const struct client *c)
 	return end ? (size_t)(end - c->in) + 1 : 0;
 }
 
-/* Only a finished reply buys more time: a client that drips bytes is no better than a silent one. */
+/* Only a finished reply buys more time: a client that drips bytes is no better than a silent
+ * one. */
 static int client_restart_deadline(struct client *c)
 {
 	int r = sd_event_source_set_time_relative(c->deadline, c->control->timeout_us);
@@ -191,7 +193,8 @@ static struct client *free_slot(struct control *ctl)
 	return NULL;
 }
 
-/* Puts a connection into a free slot; takes over @fd, also when it fails and the slot stays free. */
+/* Puts a connection into a free slot; takes over @fd, also when it fails and the slot stays
+ * free. */
 static int client_start(struct control *ctl, struct client *c, int fd)
 {
 	int r = -ENOMEM;
@@ -268,7 +271,8 @@ static int fill_address(struct sockaddr_un *sa, const char *path)
 	return 0;
 }
 
-/* A socket file that nobody listens on is left over from a daemon that was killed. Anything else stays. */
+/* A socket file that nobody listens on is left over from a daemon that was killed. Anything
+ * else stays. */
 static int remove_stale(const struct sockaddr_un *sa)
 {
 	struct stat st;
@@ -304,8 +308,8 @@ static int control_listen(struct control *ctl, const char *path)
 	ctl->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 	if (ctl->fd < 0)
 		return -errno;
-	/* On Linux, bind() gives the file the mode of the socket (less the umask): it is never open to
-	 * others, not for a moment, and the umask of the other threads stays alone. */
+	/* On Linux, bind() gives the file the mode of the socket (less the umask): it is never
+	 * open to others, not for a moment, and the umask of the other threads stays alone. */
 	if (fchmod(ctl->fd, 0600) < 0)
 		return -errno;
 	if (bind(ctl->fd, (const struct sockaddr *)&sa, sizeof(sa)) < 0)

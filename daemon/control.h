@@ -1,22 +1,26 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The control socket: SOCK_STREAM, mode 0600, peers other than root (or the daemon's own user) are refused.
- * One request a line, one reply a line, both JSON objects (jansson), at most CONTROL_REQUEST_MAX bytes a request.
+ * The control socket: SOCK_STREAM, mode 0600, peers other than root (or the daemon's own user) are
+ * refused. One request a line, one reply a line, both JSON objects (jansson), at most
+ * CONTROL_REQUEST_MAX bytes a request. {"command":C} with C one of
  *
- *   {"command":"status"}                    -> {"ok":true,"host":{...},"vms":[...],"domains":[...],"total":{...}}
- *   {"command":"pause"} {"command":"resume"}-> {"ok":true}        stop, start finding new sharing
- *   {"command":"unmerge","vm":"NAME"}       -> {"ok":true,"pages":N}  make all of a VM's memory private again and
- *                                              keep it so until "share"
- *   {"command":"share","vm":"NAME"}         -> {"ok":true}        undo unmerge
- *   anything else                           -> {"ok":false,"error":"one clear sentence"}
+ *   status         {"ok":true,"host":{...},"vms":[...],"domains":[...],"total":{...}}
+ *   pause, resume  {"ok":true}            stop, start finding new sharing
+ *   unmerge        {"ok":true,"pages":N}  make all of a VM's memory private, until "share"
+ *   share          {"ok":true}            undo unmerge
+ *   anything else  {"ok":false,"error":"one clear sentence"}
  *
- * "vm" is a name, a UUID or a PID. The keys of "host", "vms" and "domains" are the member names of daemon/view.h, plus
- * in each VM "resident_bytes" (PSS, read from the kernel at the time of the request; absent when it cannot be read),
- * "shared_bytes", "zero_bytes", "saved_bytes" and "net_saved_bytes"; "total" has their sums, "store_bytes" and
- * "overhead_bytes". control_reply.c has the arithmetic.
- * A client may send several requests; a malformed one is answered with an error and the connection closed. A client
- * that does not read its reply, or asks nothing, is disconnected after a time; there are at most 16 at once. No
- * client makes the daemon wait. A client that shuts its sending side down still gets its replies.
+ * unmerge and share take "vm" too: a name, a UUID or a PID.
+ *
+ * The keys of "host", "vms" and "domains" are the member names of daemon/view.h, plus in each VM
+ * "resident_bytes" (PSS, read from the kernel at the time of the request; absent when it cannot be
+ * read), "shared_bytes", "zero_bytes", "saved_bytes" and "net_saved_bytes"; "total" has their
+ * sums, "store_bytes" and "overhead_bytes". control_reply.c has the arithmetic.
+ *
+ * A client may send several requests; a malformed one is answered with an error and the connection
+ * closed. A client that does not read its reply, or asks nothing, is disconnected after a time;
+ * there are at most 16 at once. No client makes the daemon wait. A client that shuts its sending
+ * side down still gets its replies.
  */
 #ifndef BALLAST_DAEMON_CONTROL_H
 #define BALLAST_DAEMON_CONTROL_H
@@ -30,13 +34,15 @@
 struct control_ops {
 	int (*view)(void *core, struct view *ret); /* caller frees with view_free() */
 	int (*set_paused)(void *core, bool paused);
-	/* -ENOENT: no such VM. -ENOTCONN: its agent is not connected. *ret_pages: pages that will be made private. */
+	/* -ENOENT: no such VM. -ENOTCONN: its agent is not connected. *ret_pages: pages that will
+	 * be made private. */
 	int (*unmerge)(void *core, const char *vm, u64 *ret_pages);
 	int (*share)(void *core, const char *vm);
 };
 
 struct control;
-/* -EADDRINUSE: another daemon listens there. -EEXIST: @path is something else than a socket. -ENAMETOOLONG. */
+/* -EADDRINUSE: another daemon listens there. -EEXIST: @path is something else than a socket.
+ * -ENAMETOOLONG. */
 int control_new(sd_event *event, const char *path, const struct control_ops *ops, void *core,
 		struct control **ret);
 /* How long a new client may be silent, or leave its reply unread; default 30 s. */

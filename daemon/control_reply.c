@@ -2,17 +2,19 @@
 /*
  * Requests in, replies out.
  *
- * What sharing saves, in pages. A domain's store holds store_pages, and store_refs guest pages map them;
- * so each shared guest page carries store_pages / store_refs of a page, and the rest of it is saved:
+ * What sharing saves, in pages. A domain's store holds store_pages, and store_refs guest pages map
+ * them; so each shared guest page carries store_pages / store_refs of a page, and the rest of it
+ * is saved:
  *
  *   VM:    saved = shared_pages * (1 - store_pages / store_refs) + zero_pages
  *          net   = saved - overhead_bytes
  *   total: saved = sum of shared_pages - sum of store_pages + sum of zero_pages
  *          net   = saved - sum of overhead_bytes - sum of (index_bytes + store_meta_bytes)
  *
- * A VM's overhead_bytes is what exists for this VM alone. A domain's index and store tables serve all its VMs,
- * so only the total carries them; so it is less than the sum over the VMs. The total also carries store
- * pages that no guest maps any more. All of these are signed: sharing that does not pay says so.
+ * A VM's overhead_bytes is what exists for this VM alone. A domain's index and store tables serve
+ * all its VMs, so only the total carries them; so it is less than the sum over the VMs. The total
+ * also carries store pages that no guest maps any more. All of these are signed: sharing that does
+ * not pay says so.
  */
 #include <errno.h>
 #include <jansson.h>
@@ -70,16 +72,14 @@ static const struct field domain_fields[] = {
 /* JSON text is UTF-8, but a VM's name is whatever its VMM said. */
 static json_t *text_json(const char *s, size_t size)
 {
-	size_t len = strnlen(s, size);
-	json_t *j = json_stringn(s, len);
-	char ascii[128];
+	json_t *j = json_stringn(s, strnlen(s, size));
+	char ascii[256] = "";
 
 	if (j)
 		return j;
-	len = MIN(len, sizeof(ascii));
-	for (size_t i = 0; i < len; i++)
+	for (size_t i = 0; i < MIN(size, sizeof(ascii) - 1) && s[i]; i++)
 		ascii[i] = (s[i] & 0x80) ? '?' : s[i];
-	return json_stringn(ascii, len);
+	return json_string(ascii);
 }
 #define TEXT(array) text_json(array, sizeof(array))
 

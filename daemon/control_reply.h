@@ -6,9 +6,9 @@
 #include "daemon/control.h"
 
 /*
- * Answers one request (a line without its line end, any bytes). Returns the reply with its line end, to be
- * freed, or NULL when memory is out. *ret_malformed: the request was no request at all, and what
- * follows it on the connection cannot be trusted to be in step.
+ * Answers one request (a line without its line end, any bytes). Returns the reply with its line
+ * end, to be freed, or NULL when memory is out. *ret_malformed: the request was no request at all,
+ * and what follows it on the connection cannot be trusted to be in step.
  */
 char *control_reply(const struct control_ops *ops, void *core, const char *request, size_t len,
 		    bool *ret_malformed);

@@ -29,86 +29,86 @@ struct field {
 #define DOM(member)  offsetof(struct domain_view, member)
 
 static const struct field host_fields[] = {
-	{"ballast_scanning", "1 while new sharing is looked for, 0 when paused or disabled.",
-	 MX_GAUGE, UNIT_BOOL, HOST(scanning)},
-	{"ballast_uptime_seconds", "Time since the daemon started.", MX_GAUGE, UNIT_US,
-	 HOST(uptime_us)},
-	{"ballast_cpu_seconds_total", "CPU time used by the daemon and its agents.", MX_COUNTER,
-	 UNIT_US, HOST(cpu_us_total)},
-	{"ballast_scan_cpu_limit_ratio",
-	 "CPU that scanning may use, 1 is one core (scan.cpu_percent).", MX_GAUGE, UNIT_PERMILLE,
-	 HOST(scan_cpu_permille)},
-	{"ballast_daemon_resident_bytes", "Resident memory of the daemon itself.", MX_GAUGE,
-	 UNIT_ONE, HOST(daemon_rss_bytes)},
-	{"ballast_config_reloads_total", "Configuration reloads that were applied.", MX_COUNTER,
-	 UNIT_ONE, HOST(reloads_total)},
-	{"ballast_config_reload_errors_total",
-	 "Configuration reloads that were refused, the old one being kept.", MX_COUNTER, UNIT_ONE,
-	 HOST(reload_errors_total)},
-	{"ballast_protocol_errors_total", "Agent connections closed because of a bad message.",
-	 MX_COUNTER, UNIT_ONE, HOST(protocol_errors_total)},
-	{"ballast_blocked_readers_total",
-	 "Reads of guest memory that the kernel held up for too long.", MX_COUNTER, UNIT_ONE,
-	 HOST(blocked_readers_total)},
+	{ "ballast_scanning", "1 while new sharing is looked for, 0 when paused or disabled.",
+	  MX_GAUGE, UNIT_BOOL, HOST(scanning) },
+	{ "ballast_uptime_seconds", "Time since the daemon started.", MX_GAUGE, UNIT_US,
+	  HOST(uptime_us) },
+	{ "ballast_cpu_seconds_total", "CPU time used by the daemon and its agents.", MX_COUNTER,
+	  UNIT_US, HOST(cpu_us_total) },
+	{ "ballast_scan_cpu_limit_ratio",
+	  "CPU that scanning may use, 1 is one core (scan.cpu_percent).", MX_GAUGE, UNIT_PERMILLE,
+	  HOST(scan_cpu_permille) },
+	{ "ballast_daemon_resident_bytes", "Resident memory of the daemon itself.", MX_GAUGE,
+	  UNIT_ONE, HOST(daemon_rss_bytes) },
+	{ "ballast_config_reloads_total", "Configuration reloads that were applied.", MX_COUNTER,
+	  UNIT_ONE, HOST(reloads_total) },
+	{ "ballast_config_reload_errors_total",
+	  "Configuration reloads that were refused, the old one being kept.", MX_COUNTER, UNIT_ONE,
+	  HOST(reload_errors_total) },
+	{ "ballast_protocol_errors_total", "Agent connections closed because of a bad message.",
+	  MX_COUNTER, UNIT_ONE, HOST(protocol_errors_total) },
+	{ "ballast_blocked_readers_total",
+	  "Reads of guest memory that the kernel held up for too long.", MX_COUNTER, UNIT_ONE,
+	  HOST(blocked_readers_total) },
 };
 
 static const struct field vm_fields[] = {
-	{"ballast_vm_connected", "1 while the VM's agent is connected.", MX_GAUGE, UNIT_BOOL,
-	 VM(connected)},
-	{"ballast_vm_unmerged", "1 if the VM was taken out of sharing by hand.", MX_GAUGE,
-	 UNIT_BOOL, VM(unmerged)},
-	{"ballast_vm_configured_bytes", "Guest RAM that the VM's agent registered.", MX_GAUGE,
-	 UNIT_ONE, VM(configured_bytes)},
-	{"ballast_vm_shared_bytes", "Guest memory that is mapped to the store now.", MX_GAUGE,
-	 UNIT_PAGES, VM(shared_pages)},
-	{"ballast_vm_zero_bytes", "Guest memory that is mapped to the zero page by Ballast now.",
-	 MX_GAUGE, UNIT_PAGES, VM(zero_pages)},
-	{"ballast_vm_broken_bytes", "Guest memory that was shared and has been written since.",
-	 MX_GAUGE, UNIT_PAGES, VM(broken_pages)},
-	{"ballast_vm_candidate_bytes", "Private guest memory whose hash is in the index.", MX_GAUGE,
-	 UNIT_PAGES, VM(candidate_pages)},
-	{"ballast_vm_mappings", "Estimate of the mappings that sharing added to the VMM process.",
-	 MX_GAUGE, UNIT_ONE, VM(mappings)},
-	{"ballast_vm_overhead_bytes",
-	 "Memory spent on sharing for this VM: metadata and kernel mappings.", MX_GAUGE, UNIT_ONE,
-	 VM(overhead_bytes)},
-	{"ballast_vm_scanned_pages_total", "Pages looked at.", MX_COUNTER, UNIT_ONE,
-	 VM(scanned_pages_total)},
-	{"ballast_vm_hashed_pages_total", "Pages read and hashed.", MX_COUNTER, UNIT_ONE,
-	 VM(hashed_pages_total)},
-	{"ballast_vm_merged_pages_total", "Pages mapped to the store.", MX_COUNTER, UNIT_ONE,
-	 VM(merged_pages_total)},
-	{"ballast_vm_zeroed_pages_total", "Pages mapped to the zero page.", MX_COUNTER, UNIT_ONE,
-	 VM(zeroed_pages_total)},
-	{"ballast_vm_broken_pages_total", "Shared pages made private by a guest write.", MX_COUNTER,
-	 UNIT_ONE, VM(broken_pages_total)},
-	{"ballast_vm_discarded_pages_total", "Shared pages that the VM gave back.", MX_COUNTER,
-	 UNIT_ONE, VM(discarded_pages_total)},
-	{"ballast_vm_unmerged_pages_total", "Shared pages made private on request.", MX_COUNTER,
-	 UNIT_ONE, VM(unmerged_pages_total)},
-	{"ballast_vm_failed_pages_total", "Pages that could not be merged and stayed private.",
-	 MX_COUNTER, UNIT_ONE, VM(failed_pages_total)},
-	{"ballast_vm_pinned_pages_total", "Pages not merged because a device may write to them.",
-	 MX_COUNTER, UNIT_ONE, VM(pinned_pages_total)},
-	{"ballast_vm_passes_total", "Scan passes over the VM.", MX_COUNTER, UNIT_ONE,
-	 VM(passes_total)},
-	{"ballast_vm_agent_cpu_seconds_total", "CPU time used by the VM's agent.", MX_COUNTER,
-	 UNIT_US, VM(agent_cpu_us_total)},
-	{"ballast_vm_guest_faults_total", "Guest accesses that waited for the agent.", MX_COUNTER,
-	 UNIT_ONE, VM(guest_faults_total)},
+	{ "ballast_vm_connected", "1 while the VM's agent is connected.", MX_GAUGE, UNIT_BOOL,
+	  VM(connected) },
+	{ "ballast_vm_unmerged", "1 if the VM was taken out of sharing by hand.", MX_GAUGE,
+	  UNIT_BOOL, VM(unmerged) },
+	{ "ballast_vm_configured_bytes", "Guest RAM that the VM's agent registered.", MX_GAUGE,
+	  UNIT_ONE, VM(configured_bytes) },
+	{ "ballast_vm_shared_bytes", "Guest memory that is mapped to the store now.", MX_GAUGE,
+	  UNIT_PAGES, VM(shared_pages) },
+	{ "ballast_vm_zero_bytes", "Guest memory that is mapped to the zero page by Ballast now.",
+	  MX_GAUGE, UNIT_PAGES, VM(zero_pages) },
+	{ "ballast_vm_broken_bytes", "Guest memory that was shared and has been written since.",
+	  MX_GAUGE, UNIT_PAGES, VM(broken_pages) },
+	{ "ballast_vm_candidate_bytes", "Private guest memory whose hash is in the index.",
+	  MX_GAUGE, UNIT_PAGES, VM(candidate_pages) },
+	{ "ballast_vm_mappings", "Estimate of the mappings that sharing added to the VMM process.",
+	  MX_GAUGE, UNIT_ONE, VM(mappings) },
+	{ "ballast_vm_overhead_bytes",
+	  "Memory spent on sharing for this VM: metadata and kernel mappings.", MX_GAUGE, UNIT_ONE,
+	  VM(overhead_bytes) },
+	{ "ballast_vm_scanned_pages_total", "Pages looked at.", MX_COUNTER, UNIT_ONE,
+	  VM(scanned_pages_total) },
+	{ "ballast_vm_hashed_pages_total", "Pages read and hashed.", MX_COUNTER, UNIT_ONE,
+	  VM(hashed_pages_total) },
+	{ "ballast_vm_merged_pages_total", "Pages mapped to the store.", MX_COUNTER, UNIT_ONE,
+	  VM(merged_pages_total) },
+	{ "ballast_vm_zeroed_pages_total", "Pages mapped to the zero page.", MX_COUNTER, UNIT_ONE,
+	  VM(zeroed_pages_total) },
+	{ "ballast_vm_broken_pages_total", "Shared pages made private by a guest write.",
+	  MX_COUNTER, UNIT_ONE, VM(broken_pages_total) },
+	{ "ballast_vm_discarded_pages_total", "Shared pages that the VM gave back.", MX_COUNTER,
+	  UNIT_ONE, VM(discarded_pages_total) },
+	{ "ballast_vm_unmerged_pages_total", "Shared pages made private on request.", MX_COUNTER,
+	  UNIT_ONE, VM(unmerged_pages_total) },
+	{ "ballast_vm_failed_pages_total", "Pages that could not be merged and stayed private.",
+	  MX_COUNTER, UNIT_ONE, VM(failed_pages_total) },
+	{ "ballast_vm_pinned_pages_total", "Pages not merged because a device may write to them.",
+	  MX_COUNTER, UNIT_ONE, VM(pinned_pages_total) },
+	{ "ballast_vm_passes_total", "Scan passes over the VM.", MX_COUNTER, UNIT_ONE,
+	  VM(passes_total) },
+	{ "ballast_vm_agent_cpu_seconds_total", "CPU time used by the VM's agent.", MX_COUNTER,
+	  UNIT_US, VM(agent_cpu_us_total) },
+	{ "ballast_vm_guest_faults_total", "Guest accesses that waited for the agent.", MX_COUNTER,
+	  UNIT_ONE, VM(guest_faults_total) },
 };
 
 static const struct field domain_fields[] = {
-	{"ballast_store_bytes", "Memory of the sharing domain's store that is in use.", MX_GAUGE,
-	 UNIT_PAGES, DOM(store_pages)},
-	{"ballast_store_references", "Guest pages that map the store's pages.", MX_GAUGE, UNIT_ONE,
-	 DOM(store_refs)},
-	{"ballast_store_metadata_bytes", "Memory spent on the store's books.", MX_GAUGE, UNIT_ONE,
-	 DOM(store_meta_bytes)},
-	{"ballast_index_entries", "Pages in the domain's content index.", MX_GAUGE, UNIT_ONE,
-	 DOM(index_entries)},
-	{"ballast_index_bytes", "Memory spent on the content index.", MX_GAUGE, UNIT_ONE,
-	 DOM(index_bytes)},
+	{ "ballast_store_bytes", "Memory of the sharing domain's store that is in use.", MX_GAUGE,
+	  UNIT_PAGES, DOM(store_pages) },
+	{ "ballast_store_references", "Guest pages that map the store's pages.", MX_GAUGE, UNIT_ONE,
+	  DOM(store_refs) },
+	{ "ballast_store_metadata_bytes", "Memory spent on the store's books.", MX_GAUGE, UNIT_ONE,
+	  DOM(store_meta_bytes) },
+	{ "ballast_index_entries", "Pages in the domain's content index.", MX_GAUGE, UNIT_ONE,
+	  DOM(index_entries) },
+	{ "ballast_index_bytes", "Memory spent on the content index.", MX_GAUGE, UNIT_ONE,
+	  DOM(index_bytes) },
 };
 
 /* One label value for each VM, or for each domain. */
@@ -135,8 +135,9 @@ static bool taken(const struct names *n, u32 i, u32 upto)
 }
 
 /*
- * Names come from the VMMs, so nothing keeps one from calling itself as another is called, or as we would make it:
- * after the readable way (the pid) comes one that always ends, a counter. Each row is settled against the rows before.
+ * Names come from the VMMs, so nothing keeps one from calling itself as another is called, or as we
+ * would make it: after the readable way (the pid) comes one that always ends, a counter. Each row
+ * is settled against the rows before.
  */
 static void names_settle(struct names *n, u32 i)
 {
@@ -167,7 +168,8 @@ static int vm_names(const struct view *v, struct names *ret)
 			 : vm->uuid[0] ? vm->uuid
 				       : pid);
 	}
-	/* All VMs of a name get the pid, so that a VM's label does not depend on its place in the list. */
+	/* All VMs of a name get the pid, so that a VM's label does not depend on its place in the
+	 * list. */
 	for (i = 0; i < v->nr_vms; i++)
 		twin[i] = taken(ret, i, v->nr_vms);
 	for (i = 0; i < v->nr_vms; i++) {
@@ -234,7 +236,7 @@ static void write_fields(struct mx_writer *w, const struct field *fields, u32 nr
 		mx_family(w, fields[f].name, fields[f].type, fields[f].help);
 		for (i = 0; i < names->nr; i++)
 			write_field(w, &fields[f], (const char *)objects + i * object_bytes,
-				    &(struct mx_label){label, names->text[i]});
+				    &(struct mx_label){ label, names->text[i] });
 	}
 }
 
@@ -250,8 +252,8 @@ static void write_vm_info(struct mx_writer *w, const struct view *v, const struc
 	for (i = 0; i < v->nr_vms; i++) {
 		const struct vm_view *vm = &v->vms[i];
 		const struct mx_label labels[] = {
-			{"vm", names->text[i]}, {"name", vm->name},   {"uuid", vm->uuid},
-			{"domain", vm->domain}, {"share", vm->share}, {"pid", pid},
+			{ "vm", names->text[i] }, { "name", vm->name },	  { "uuid", vm->uuid },
+			{ "domain", vm->domain }, { "share", vm->share }, { "pid", pid },
 		};
 
 		snprintf(pid, sizeof(pid), "%d", (int)vm->pid);
@@ -270,9 +272,10 @@ static const struct domain_view *find_domain(const struct view *v, const char *n
 }
 
 /*
- * What sharing saves: a VM's shared and zero pages, less its part of the store, which is divided among those who map
- * it by how much they map. The sum over VMs is thus the host's saving. A VM whose domain is not in the view, or has no
- * references yet (after a restart, until they are counted), has no such series, as its part cannot be said.
+ * What sharing saves: a VM's shared and zero pages, less its part of the store, which is divided
+ * among those who map it by how much they map. The sum over VMs is thus the host's saving. A VM
+ * whose domain is not in the view, or has no references yet (after a restart, until they are
+ * counted), has no such series, as its part cannot be said.
  */
 static bool saved_bytes(const struct view *v, const struct vm_view *vm, double *ret)
 {
@@ -303,7 +306,7 @@ static void write_saved(struct mx_writer *w, const struct view *v, const struct 
 		if (net)
 			saved -= v->vms[i].overhead_bytes;
 		/* Whole bytes: the division leaves fractions of which nobody has use. */
-		mx_sample_f64(w, &(struct mx_label){"vm", names->text[i]}, 1, (double)(s64)saved);
+		mx_sample_f64(w, &(struct mx_label){ "vm", names->text[i] }, 1, (double)(s64)saved);
 	}
 }
 
@@ -318,7 +321,7 @@ void exporter_write(struct mx_writer *w, const struct view *v)
 	}
 
 	mx_family(w, "ballast_build_info", MX_GAUGE, "Version of the daemon: always 1.");
-	mx_sample_u64(w, &(struct mx_label){"version", BALLAST_VERSION}, 1, 1);
+	mx_sample_u64(w, &(struct mx_label){ "version", BALLAST_VERSION }, 1, 1);
 	for (i = 0; i < ARRAY_SIZE(host_fields); i++) {
 		mx_family(w, host_fields[i].name, host_fields[i].type, host_fields[i].help);
 		write_field(w, &host_fields[i], &v->host, NULL);

@@ -9,16 +9,18 @@
 #include <unistd.h>
 #include "common/log.h"
 #include "daemon/core.h"
-#include "daemon/exporter.h"
+#include "common/version.h"
 
 static void usage(FILE *f)
 {
-	fprintf(f, "usage: ballastd [--config FILE] [--check-config]\n"
-		   "  --config FILE    default " CONFIG_DEFAULT_PATH
-		   ", and the *.conf of conf.d/ beside it\n"
-		   "  --check-config   read the configuration, say what is wrong with it, and end\n"
-		   "  --version, --help\n"
-		   "SIGHUP reloads the configuration, SIGTERM stops; VMs run on as they are.\n");
+	fprintf(f,
+		"usage: ballastd [--config FILE] [--check-config | --print-config]\n"
+		"  --config FILE    default " CONFIG_DEFAULT_PATH
+		", and the *.conf of conf.d/ beside it\n"
+		"  --check-config   read the configuration, say what is wrong with it, and end\n"
+		"  --print-config   print every setting, with its meaning and the reason for its default\n"
+		"  --version, --help\n"
+		"SIGHUP reloads the configuration, SIGTERM stops; VMs run on as they are.\n");
 }
 
 static int on_sighup(sd_event_source *s, const struct signalfd_siginfo *si, void *arg)
@@ -75,13 +77,14 @@ int main(int argc, char **argv)
 	static const struct option options[] = {
 		{ "config", required_argument, NULL, 'c' },
 		{ "check-config", no_argument, NULL, 'k' },
+		{ "print-config", no_argument, NULL, 'p' },
 		{ "version", no_argument, NULL, 'v' },
 		{ "help", no_argument, NULL, 'h' },
 		{ 0 },
 	};
 	static struct core core = { .config_path = CONFIG_DEFAULT_PATH };
 	struct config_error err;
-	bool check_only = false;
+	bool check_only = false, print = false;
 	int opt;
 
 	while ((opt = getopt_long(argc, argv, "", options, NULL)) != -1) {
@@ -92,6 +95,9 @@ int main(int argc, char **argv)
 			break;
 		case 'k':
 			check_only = true;
+			break;
+		case 'p':
+			print = true;
 			break;
 		case 'v':
 			puts("ballastd " BALLAST_VERSION);
@@ -112,9 +118,12 @@ int main(int argc, char **argv)
 		fprintf(stderr, "%s\n", err.text);
 		return 1;
 	}
-	if (check_only) {
+	if (check_only || print) {
+		if (print)
+			config_print(&core.config, stdout);
+		else
+			printf("%s: ok\n", core.config_path);
 		config_free(&core.config);
-		printf("%s: ok\n", core.config_path);
 		return 0;
 	}
 	return run(&core) < 0 ? 1 : 0;

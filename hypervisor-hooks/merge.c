@@ -134,6 +134,12 @@ static void settle_moved(struct step *s, u32 i, u32 nr)
 	}
 }
 
+static int take_out(struct step *s, u32 i, u32 nr, u64 *ret_moved)
+{
+	return uffd_move(s->a->uffd, staged(s, i), page_hva(s->r, s->page + i), nr * PAGE_BYTES,
+			 ret_moved);
+}
+
 static void merge_anonymous(struct step *s)
 {
 	u64 hva = page_hva(s->r, s->page);
@@ -147,8 +153,10 @@ static void merge_anonymous(struct step *s)
 	for (u32 i = 0; i < s->nr;) {
 		u64 moved;
 
-		err = uffd_move(s->a->uffd, staged(s, i), page_hva(s->r, s->page + i),
-				(s->nr - i) * PAGE_BYTES, &moved);
+		err = take_out(s, i, s->nr - i, &moved);
+		/* One call takes pages of one mapping only, and there may be a seam in the step. */
+		if (err == -EINVAL && !moved && s->nr - i > 1)
+			err = take_out(s, i, 1, &moved);
 		if (moved) {
 			settle_moved(s, i, (u32)(moved >> PAGE_SHIFT));
 			i += (u32)(moved >> PAGE_SHIFT);

@@ -68,8 +68,8 @@ static void put_str(struct mx_writer *w, const char *s)
 	put(w, s, strlen(s));
 }
 
-/* The length of the valid UTF-8 character at @s, 0 if there is none: RFC 3629, so without overlong forms,
- * surrogates, and what lies past U+10FFFF. The terminating NUL ends every sequence. */
+/* The length of the valid UTF-8 character at @s, 0 if there is none: RFC 3629, so without overlong
+ * forms, surrogates, and what lies past U+10FFFF. The terminating NUL ends every sequence. */
 static size_t utf8_length(const unsigned char *s)
 {
 	/* What the second byte may be, by the first one. */

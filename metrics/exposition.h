@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Prometheus text format 0.0.4, written into one growing buffer. A family is opened once (its HELP and TYPE lines),
- * then its samples follow. Families must not be opened twice (asserted): the format forbids it. Two samples of one
- * family must differ in their labels; that is the caller's to keep, since only it knows what makes them differ.
- * Source: https://prometheus.io/docs/instrumenting/exposition_formats/
+ * Prometheus text format 0.0.4, written into one growing buffer. A family is opened once (its HELP
+ * and TYPE lines), then its samples follow. Families must not be opened twice (asserted): the
+ * format forbids it. Two samples of one family must differ in their labels; that is the caller's to
+ * keep, since only it knows what makes them differ. Source:
+ * https://prometheus.io/docs/instrumenting/exposition_formats/
  *
- * Names are literals of the program and asserted; values may come from anywhere, a guest included: one that is not
- * valid UTF-8 would make Prometheus refuse the whole scrape, so the writer repairs it.
+ * Names are literals of the program and asserted; values may come from anywhere, a guest included:
+ * one that is not valid UTF-8 would make Prometheus refuse the whole scrape, so the writer repairs
+ * it.
  *
  * A writer is used by one thread. The process stays in the C locale (a number's decimal point).
  */
@@ -33,15 +35,17 @@ void mx_family(struct mx_writer *w, const char *name, enum mx_type type, const c
 void mx_sample_u64(struct mx_writer *w, const struct mx_label *labels, u32 nr_labels, u64 value);
 void mx_sample_f64(struct mx_writer *w, const struct mx_label *labels, u32 nr_labels, double value);
 
-/* The caller had no memory for its own part: a failed scrape is honest, one that lacks half its series is not. */
+/* The caller had no memory for its own part: a failed scrape is honest, one that lacks half its
+ * series is not. */
 void mx_fail(struct mx_writer *w);
 
 /* 0, or -ENOMEM if any write failed. The text stays owned by @w. */
 int mx_finish(struct mx_writer *w, const char **ret_text, size_t *ret_bytes);
 
 /*
- * Copies @src to @dst with each byte that is not part of valid UTF-8 replaced by U+FFFD, cut at a character so that
- * it fits. This is what the writer does to every label value; who must keep values apart compares these.
+ * Copies @src to @dst with each byte that is not part of valid UTF-8 replaced by U+FFFD, cut at a
+ * character so that it fits. This is what the writer does to every label value; who must keep
+ * values apart compares these.
  */
 void mx_clean(char *dst, size_t dst_bytes, const char *src);
 

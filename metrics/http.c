@@ -27,8 +27,8 @@ struct mx_http {
 };
 
 /*
- * libmicrohttpd makes its thread and ends it; there is no hook for either. So the thread registers with RCU when the
- * first request reaches it, and a key's destructor takes it out when it ends.
+ * libmicrohttpd makes its thread and ends it; there is no hook for either. So the thread registers
+ * with RCU when the first request reaches it, and a key's destructor takes it out when it ends.
  */
 static pthread_key_t rcu_key;
 static pthread_once_t rcu_once = PTHREAD_ONCE_INIT;
@@ -106,9 +106,9 @@ no_memory:
 }
 
 /*
- * libmicrohttpd calls this when the headers are there, and again when the body is. The answer to a GET must wait for
- * the second call, or the connection is not kept alive; everything else is refused at the first, so that no body is
- * ever read.
+ * libmicrohttpd calls this when the headers are there, and again when the body is. The answer to a
+ * GET must wait for the second call, or the connection is not kept alive; everything else is
+ * refused at the first, so that no body is ever read.
  */
 static enum MHD_Result on_request(void *arg, struct MHD_Connection *c, const char *url,
 				  const char *method, const char *version, const char *upload,
@@ -174,7 +174,8 @@ static int listen_on(const char *text, u16 port, u16 *ret_port)
 	fd = socket(a.any.sa_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (fd < 0)
 		return -errno;
-	/* A daemon that starts again must not wait for the last one's connections to be forgotten. */
+	/* A daemon that starts again must not wait for the last one's connections to be forgotten.
+	 */
 	if (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one)) < 0)
 		goto fail;
 	/* "::" means what it says, also where IPv4 is on the same port. */
@@ -225,8 +226,9 @@ int mx_http_start(const char *address, u16 port, mx_collect_fn collect, void *ar
 				  MHD_OPTION_END);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	if (!h->mhd) {
-		/* It took @fd over and closes it when its thread cannot start. Where it fails before that, one
-		 * descriptor is lost; to close it here as well might close somebody else's. */
+		/* It took @fd over and closes it when its thread cannot start. Where it fails
+		 * before that, one descriptor is lost; to close it here as well might close
+		 * somebody else's. */
 		r = -EIO;
 		goto fail;
 	}

@@ -38,6 +38,12 @@ function area(n, values, top, h, max)
 	return path(n, values, top, h, max) sprintf("L%.1f,%.1fL%.1f,%.1fZ", x(t[n]), top + h, x(t[1]), top + h)
 }
 
+function marker(top, h)
+{
+	printf "<line x1=\"%.1f\" x2=\"%.1f\" y1=\"%d\" y2=\"%d\" stroke=\"#c1121f\" stroke-dasharray=\"4 3\"/>\n",
+	       x(0), x(0), top, top + h
+}
+
 NR > 1 {
 	n++
 	t[n] = $1
@@ -75,15 +81,15 @@ END {
 	printf "<rect width=\"%d\" height=\"%d\" fill=\"#fff\"/>\n", WIDTH, HEIGHT
 
 	text(LEFT, 20, "Memory in use on the host, MiB (PSS)", "font-size=\"14\" font-weight=\"600\" fill=\"#1f2933\"")
-	printf "<rect x=\"%d\" y=\"30\" width=\"12\" height=\"12\" fill=\"#3e7cb1\"/>\n", LEFT
-	text(LEFT + 18, 40, guests " guests", "")
-	printf "<rect x=\"%d\" y=\"30\" width=\"12\" height=\"12\" fill=\"#f18f01\"/>\n", LEFT + 110
-	text(LEFT + 128, 40, "ballastd", "")
+	printf "<rect x=\"%d\" y=\"12\" width=\"12\" height=\"12\" fill=\"#3e7cb1\"/>\n", WIDTH - RIGHT - 190
+	text(WIDTH - RIGHT - 172, 22, guests " guests", "")
+	printf "<rect x=\"%d\" y=\"12\" width=\"12\" height=\"12\" fill=\"#f18f01\"/>\n", WIDTH - RIGHT - 74
+	text(WIDTH - RIGHT - 56, 22, "ballastd", "")
 	grid(TOP1, H1, max1, step1)
 	printf "<path d=\"%s\" fill=\"#f18f01\"/>\n", area(n, all, TOP1, H1, max1)
 	printf "<path d=\"%s\" fill=\"#3e7cb1\"/>\n", area(n, guest, TOP1, H1, max1)
-	text(x(t[1]) + 6, y(before, TOP1, H1, max1) + 16, sprintf("%.0f MiB", before),
-	     "font-weight=\"600\" fill=\"#fff\"")
+	text(x(0) + 6, y(before, TOP1, H1, max1) - 8, sprintf("%.0f MiB", before),
+	     "font-weight=\"600\" fill=\"#1f2933\"")
 	text(x(t[n]) - 6, y(all[n], TOP1, H1, max1) - 8, sprintf("%.0f MiB, %.0f %% less", all[n],
 	     before ? 100 * (before - all[n]) / before : 0), "text-anchor=\"end\" font-weight=\"600\" fill=\"#1f2933\"")
 
@@ -92,9 +98,9 @@ END {
 	grid(TOP2, H2, max2, step2)
 	printf "<path d=\"%s\" fill=\"none\" stroke=\"#0b6e4f\" stroke-width=\"2\"/>\n", path(n, gain, TOP2, H2, max2)
 
-	printf "<line x1=\"%.1f\" x2=\"%.1f\" y1=\"%d\" y2=\"%d\" stroke=\"#c1121f\" stroke-dasharray=\"4 3\"/>\n",
-	       x(0), x(0), TOP1, TOP2 + H2
-	text(x(0) + 6, TOP1 - 2, "sharing starts", "fill=\"#c1121f\"")
+	marker(TOP1, H1)
+	marker(TOP2, H2)
+	text(x(0) + 6, TOP1 + H1 - 10, "sharing starts", "fill=\"#fff\"")
 
 	step = nice((tmax - tmin) / 8)
 	for (v = -step * int(-tmin / step); v <= tmax; v += step)

@@ -6,6 +6,7 @@
 # What is measured, and how, is in bench/README.md. Raw data, chart and report stay in build/demo/.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+# shellcheck source=bench/demo/measure.sh
 . bench/demo/measure.sh
 
 build=${BUILD:-build}
@@ -26,7 +27,7 @@ BASELINE_SAMPLES=4
 daemon_pid=
 launcher_pids=()
 guest_pids=()
-failed=
+
 
 say() { printf '%s\n' "$*"; }
 
@@ -55,7 +56,6 @@ die()
 {
 	local log
 
-	failed=1
 	[ -t 1 ] && echo
 	echo "demo: $1" >&2
 	shift
@@ -71,7 +71,7 @@ gone() { ! kill -0 "$1" 2>/dev/null; }
 
 cleanup()
 {
-	local pid pids=("${guest_pids[@]}" "${launcher_pids[@]}" $daemon_pid)
+	local pid pids=("${guest_pids[@]}" "${launcher_pids[@]}" ${daemon_pid:+"$daemon_pid"})
 
 	trap - EXIT INT TERM HUP
 	for pid in "${pids[@]}"; do
@@ -127,7 +127,7 @@ start_daemon()
 		[daemon]
 		run_dir = $run_dir
 		[metrics]
-		enabled = no
+		port = 0
 	END
 	"$build/ballastd" --config "$dir/ballast.conf" >"$dir/ballastd.log" 2>&1 </dev/null &
 	daemon_pid=$!
@@ -152,7 +152,7 @@ start_guests()
 	for ((i = 1; i <= nr_guests; i++)); do
 		# timeout: a guest must not outlive a demo that was killed.
 		BALLAST_AGENT_SOCKET=$run_dir/agent.sock timeout -k 5 300 "$build/ballast-run" \
-			qemu-system-x86_64 -name "guest$i" -accel $accel -m "$mem" -smp 1 -nodefaults \
+			qemu-system-x86_64 -name "guest$i" -accel "$accel" -m "$mem" -smp 1 -nodefaults \
 			-nographic -no-reboot -pidfile "$run_dir/guest$i.pid" \
 			-serial "file:$dir/guest$i.console" \
 			-kernel build/guest/vmlinuz -initrd build/guest/initrd.gz \
@@ -266,6 +266,7 @@ must_ctl status --json
 cp "$dir/ctl.log" "$dir/status.json"
 snapshot after
 compute_result
+# shellcheck source=bench/demo/report.sh
 . bench/demo/report.sh
 print_table
 write_chart >"$dir/memory.svg"

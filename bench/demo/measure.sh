@@ -3,7 +3,7 @@
 # Measurements of the demo: everything comes from /proc and from build/outside, nothing from ballastd.
 # Sourced by demo.sh; uses its $dir, $daemon_pid, $guest_pids.
 
-declare -A r=() # the result; before.KEY and after.KEY are those of the two snapshots
+declare -A r=() # the result; before_KEY and after_KEY are those of the two snapshots
 
 now_us() { echo "${EPOCHREALTIME/[.,]/}"; }
 
@@ -63,24 +63,24 @@ note_processes()
 	local i key value
 
 	while IFS='=' read -r key value; do
-		r[$1.$key]=$value
+		r[$1_$key]=$value
 	done <"$dir/$1.kv"
 	for ((i = 1; i <= ${#guest_pids[@]}; i++)); do
-		r[$1.guest${i}_pss_kib]=$(pss_kib "/proc/${guest_pids[i - 1]}/smaps_rollup")
+		r[$1_guest${i}_pss_kib]=$(pss_kib "/proc/${guest_pids[i - 1]}/smaps_rollup")
 	done
 	# shellcheck disable=SC2046
 	{
-		r[$1.guests_pss_kib]=$(pss_kib $(rollups "${guest_pids[@]}"))
-		r[$1.pte_bytes]=$(($(status_kib VmPTE $(printf '/proc/%s/status\n' "${guest_pids[@]}")) * 1024))
+		r[$1_guests_pss_kib]=$(pss_kib $(rollups "${guest_pids[@]}"))
+		r[$1_pte_bytes]=$(($(status_kib VmPTE $(printf '/proc/%s/status\n' "${guest_pids[@]}")) * 1024))
 	}
-	r[$1.daemon_pss_kib]=$(pss_kib "/proc/$daemon_pid/smaps_rollup")
+	r[$1_daemon_pss_kib]=$(pss_kib "/proc/$daemon_pid/smaps_rollup")
 	# Without the store, which guests' PSS and the page frames account for.
-	r[$1.daemon_own_bytes]=$((($(awk '/^Pss_(Anon|File):/ { n += $2 } END { print n + 0 }' \
+	r[$1_daemon_own_bytes]=$((($(awk '/^Pss_(Anon|File):/ { n += $2 } END { print n + 0 }' \
 		"/proc/$daemon_pid/smaps_rollup") + $(status_kib VmPTE "/proc/$daemon_pid/status")) * 1024))
-	r[$1.store_bytes]=$(store_bytes)
-	r[$1.mem_available_kib]=$(mem_available_kib)
+	r[$1_store_bytes]=$(store_bytes)
+	r[$1_mem_available_kib]=$(mem_available_kib)
 	for key in pte_bytes daemon_own_bytes store_bytes guests_pss_kib daemon_pss_kib mem_available_kib; do
-		echo "$key=${r[$1.$key]}"
+		echo "$key=${r[$1_$key]}"
 	done >>"$dir/$1.kv"
 }
 
@@ -91,19 +91,19 @@ compute_result()
 {
 	local unused per_vma
 
-	r[dup_pages]=${r[after.dup_pages]}
-	r[merged_pages]=${r[after.merged_pages]}
+	r[dup_pages]=${r[after_dup_pages]}
+	r[merged_pages]=${r[after_merged_pages]}
 	r[merged_percent]=$(percent "${r[merged_pages]}" "${r[dup_pages]}")
-	r[zero_pages]=${r[after.zero_pages]}
-	r[zero_merged_percent]=$(percent "${r[after.zero_merged_pages]}" "${r[zero_pages]}")
-	r[saved_bytes]=$(((r[before.frames] - r[after.frames]) * 4096))
-	unused=$((r[after.store_bytes] - r[after.store_frames] * 4096))
+	r[zero_pages]=${r[after_zero_pages]}
+	r[zero_merged_percent]=$(percent "${r[after_zero_merged_pages]}" "${r[zero_pages]}")
+	r[saved_bytes]=$(((r[before_frames] - r[after_frames]) * 4096))
+	unused=$((r[after_store_bytes] - r[after_store_frames] * 4096))
 	r[store_unused_bytes]=$((unused > 0 ? unused : 0))
 	# A mapping is a vm_area_struct, a link to its anon_vma and a slot in a maple tree node.
 	per_vma=$(($(slab_bytes vm_area_struct 192) + $(slab_bytes anon_vma_chain 64) + 16))
-	r[vma_bytes]=$(((r[after.process_vmas] - r[before.process_vmas]) * per_vma))
-	r[pte_growth_bytes]=$((r[after.pte_bytes] - r[before.pte_bytes]))
-	r[daemon_bytes]=${r[after.daemon_own_bytes]}
+	r[vma_bytes]=$(((r[after_process_vmas] - r[before_process_vmas]) * per_vma))
+	r[pte_growth_bytes]=$((r[after_pte_bytes] - r[before_pte_bytes]))
+	r[daemon_bytes]=${r[after_daemon_own_bytes]}
 	r[overhead_bytes]=$((r[daemon_bytes] + r[store_unused_bytes] + r[vma_bytes] + r[pte_growth_bytes]))
 	r[net_saved_bytes]=$((r[saved_bytes] - r[overhead_bytes]))
 	r[cpu_seconds]=$(awk -v us=$((cpu_after_us - cpu_before_us)) 'BEGIN { printf "%.2f\n", us / 1e6 }')
@@ -114,7 +114,7 @@ compute_result()
 		END {
 			near = v[NR] + (first - v[NR]) * 0.01
 			for (i = NR; i > 1 && v[i] <= near; i--) at = t[i]
-			printf "%.1f\n", at > 0 ? at : 0
+			printf "%.1f\n", (at > 0 ? at : 0)
 		}' "$dir/samples.csv")
 
 	result_line="RESULT demo guests=${#guest_pids[@]}"
@@ -122,7 +122,7 @@ compute_result()
 		zero_pages zero_merged_percent seconds settled_seconds; do
 		result_line+=" $key=${r[$key]}"
 	done
-	result_line+=" before_dup_pages=${r[before.dup_pages]} before_merged_pages=${r[before.merged_pages]}"
+	result_line+=" before_dup_pages=${r[before_dup_pages]} before_merged_pages=${r[before_merged_pages]}"
 	echo "$result_line" >"$dir/result.txt"
 	for key in "${!r[@]}"; do
 		echo "$key=${r[$key]}"

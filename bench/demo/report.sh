@@ -11,12 +11,12 @@ guest_rows()
 	local i
 
 	for ((i = 1; i <= ${#guest_pids[@]}; i++)); do
-		echo "guest$i" "$(mib $((r[before.guest${i}_pss_kib] * 1024)))" \
-			"$(mib $((r[after.guest${i}_pss_kib] * 1024)))" \
-			"$(pages_mib "${r[after.guest${i}_pages]}")" \
-			"$(pages_mib "${r[after.guest${i}_shared_pages]}")" \
-			"$(pages_mib "${r[after.guest${i}_zero_kernel_pages]}")" \
-			"$(pages_mib "${r[after.guest${i}_broken_pages]}")"
+		echo "guest$i" "$(mib $((r[before_guest${i}_pss_kib] * 1024)))" \
+			"$(mib $((r[after_guest${i}_pss_kib] * 1024)))" \
+			"$(pages_mib "${r[after_guest${i}_pages]}")" \
+			"$(pages_mib "${r[after_guest${i}_shared_pages]}")" \
+			"$(pages_mib "${r[after_guest${i}_zero_kernel_pages]}")" \
+			"$(pages_mib "${r[after_guest${i}_broken_pages]}")"
 	done
 }
 
@@ -36,7 +36,7 @@ total_rows()
 		"process_vmas:mappings of the VMMs"; do
 		key=${row%%:*}
 		what=${row#*:}
-		echo "${r[before.$key]} ${r[after.$key]} $what"
+		echo "${r[before_$key]} ${r[after_$key]} $what"
 	done
 }
 
@@ -60,11 +60,11 @@ print_table()
 		# shellcheck disable=SC2086
 		printf '%-8s %11s %11s %11s %11s %11s %11s\n' "$name" $rest
 	done
-	printf '%-8s %11s %11s\n' "ballastd" "$(mib $((r[before.daemon_pss_kib] * 1024)))" \
-		"$(mib $((r[after.daemon_pss_kib] * 1024)))"
+	printf '%-8s %11s %11s\n' "ballastd" "$(mib $((r[before_daemon_pss_kib] * 1024)))" \
+		"$(mib $((r[after_daemon_pss_kib] * 1024)))"
 	printf '%-8s %11s %11s\n' "all" \
-		"$(mib $(((r[before.guests_pss_kib] + r[before.daemon_pss_kib]) * 1024)))" \
-		"$(mib $(((r[after.guests_pss_kib] + r[after.daemon_pss_kib]) * 1024)))"
+		"$(mib $(((r[before_guests_pss_kib] + r[before_daemon_pss_kib]) * 1024)))" \
+		"$(mib $(((r[after_guests_pss_kib] + r[after_daemon_pss_kib]) * 1024)))"
 	echo
 	printf '%11s %11s\n' "before" "after"
 	total_rows | while read -r before after what; do

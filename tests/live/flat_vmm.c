@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: MIT
 /*
- * The flat test VMM: a 64-bit CPL 3 KVM guest that knows what every word of its memory must be, on the real agent
- * library. What it proves: while pages of it are merged, broken and merged again, no access by a vCPU, by a thread
- * of the VMM or by a system call ever sees a wrong byte, and none waits long.
+ * The flat test VMM: a 64-bit CPL 3 KVM guest that knows what every word of its memory must be, on
+ * the real agent library. What it proves: while pages of it are merged, broken and merged again, no
+ * access by a vCPU, by a thread of the VMM or by a system call ever sees a wrong byte, and none
+ * waits long.
  *
  *   flat_vmm --seconds N --pages N --seed S --name NAME [options]      (--help lists them)
  *
- * The guest has no clock. It leaves by an OUT after every round of some 5,000 accesses, well under a millisecond; the
- * longest time between two rounds is the stall that is reported. It includes waiting for a CPU.
+ * The guest has no clock. It leaves by an OUT after every round of some 5,000 accesses, well under
+ * a millisecond; the longest time between two rounds is the stall that is reported. It includes
+ * waiting for a CPU.
  *
- * Prints one line a second, and one at the end with "final=1"; on SIGUSR1 a line with what the kernel says of its
- * sharing. Exits 0 if all was right, 1 on any wrong word or failed call, 2 on bad usage or without an agent, 77 where
- * KVM cannot run it (then --threads has the same loop run by host threads).
+ * Prints one line a second, and one at the end with "final=1"; on SIGUSR1 a line with what the
+ * kernel says of its sharing. Exits 0 if all was right, 1 on any wrong word or failed call, 2 on
+ * bad usage or without an agent, 77 where KVM cannot run it (then --threads has the same loop run
+ * by host threads).
  */
 #include <errno.h>
 #include <getopt.h>
@@ -62,7 +65,8 @@ static void round_begin(struct flat_runner *r)
 	pthread_mutex_unlock(&r->lock);
 }
 
-/* A round is done: its time and the lane's state are recorded, and the window moves on if its time has come. */
+/* A round is done: its time and the lane's state are recorded, and the window moves on if its time
+ * has come. */
 static void round_end(struct flat_runner *r, bool rest)
 {
 	u64 now = now_us();
@@ -364,7 +368,8 @@ static enum exit_status run(struct flat_vm *vm)
 		print_line(vm, true);
 		return EXIT_WRONG;
 	}
-	/* What no lane happened to read must be right as well. The device's lane takes the result. */
+	/* What no lane happened to read must be right as well. The device's lane takes the result.
+	 */
 	flat_memory_check(vm);
 	runner_ended(&vm->runner[vm->nr_runners - 1]);
 	errors = print_line(vm, true);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* The text format and the exporter: plain structs in, text out; promtool has the last word where it is installed. */
+/* The text format and the exporter: plain structs in, text out; promtool has the last word where it
+ * is installed. */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <math.h>
@@ -30,7 +31,7 @@ static const char *text_of(struct mx_writer *w)
 Test(exposition, family_and_samples)
 {
 	struct mx_writer *w = mx_new();
-	const struct mx_label labels[] = {{"vm", "web"}, {"uuid", ""}, {"domain", "a"}};
+	const struct mx_label labels[] = { { "vm", "web" }, { "uuid", "" }, { "domain", "a" } };
 
 	mx_family(w, "x_bytes", MX_GAUGE, "Some\nhelp with a \\ and \"quotes\".");
 	mx_sample_u64(w, NULL, 0, 0);
@@ -52,17 +53,17 @@ Test(exposition, label_values_are_escaped_and_repaired)
 	static const struct {
 		const char *value, *written;
 	} cases[] = {
-		{"a\"b\\c\nd", "a\\\"b\\\\c\\nd"},
-		{"t\xc3\xa4g \xe2\x82\xac \xf0\x9f\x90\x98",
-		 "t\xc3\xa4g \xe2\x82\xac \xf0\x9f\x90\x98"},
-		{"\xff", "\xef\xbf\xbd"},
-		{"a\xc3", "a\xef\xbf\xbd"},		  /* cut short */
-		{"\xc3\"", "\xef\xbf\xbd\\\""},		  /* must not swallow the quote */
-		{"\xc0\x80", "\xef\xbf\xbd\xef\xbf\xbd"}, /* overlong */
-		{"\xe0\x80\x80", "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd"}, /* overlong */
-		{"\xed\xa0\x80", "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd"}, /* surrogate */
-		{"\xf4\x90\x80\x80x",
-		 "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbdx"}, /* too high */
+		{ "a\"b\\c\nd", "a\\\"b\\\\c\\nd" },
+		{ "t\xc3\xa4g \xe2\x82\xac \xf0\x9f\x90\x98",
+		  "t\xc3\xa4g \xe2\x82\xac \xf0\x9f\x90\x98" },
+		{ "\xff", "\xef\xbf\xbd" },
+		{ "a\xc3", "a\xef\xbf\xbd" },		    /* cut short */
+		{ "\xc3\"", "\xef\xbf\xbd\\\"" },	    /* must not swallow the quote */
+		{ "\xc0\x80", "\xef\xbf\xbd\xef\xbf\xbd" }, /* overlong */
+		{ "\xe0\x80\x80", "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd" }, /* overlong */
+		{ "\xed\xa0\x80", "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd" }, /* surrogate */
+		{ "\xf4\x90\x80\x80x",
+		  "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbdx" }, /* too high */
 	};
 	char wanted[256];
 	size_t i;
@@ -71,7 +72,7 @@ Test(exposition, label_values_are_escaped_and_repaired)
 		struct mx_writer *w = mx_new();
 
 		mx_family(w, "x", MX_GAUGE, "h");
-		mx_sample_u64(w, &(struct mx_label){"l", cases[i].value}, 1, 1);
+		mx_sample_u64(w, &(struct mx_label){ "l", cases[i].value }, 1, 1);
 		snprintf(wanted, sizeof(wanted), "# HELP x h\n# TYPE x gauge\nx{l=\"%s\"} 1\n",
 			 cases[i].written);
 		cr_expect_str_eq(text_of(w), wanted, "case %zu", i);
@@ -163,7 +164,8 @@ Test(exposition, bad_name, .signal = SIGABRT)
 	mx_family(mx_new(), "9x", MX_GAUGE, "h");
 }
 
-/* --- the exporter ------------------------------------------------------------------------------------------- */
+/* --- the exporter
+ * ------------------------------------------------------------------------------------------- */
 
 static struct vm_view example_vm(const char *name, pid_t pid)
 {
@@ -188,10 +190,10 @@ static const char *export(struct vm_view *vms, u32 nr_vms, struct domain_view *d
 			  u32 nr_domains)
 {
 	struct view v = {
-		.host = {.scanning = true,
-			 .uptime_us = 1500000,
-			 .cpu_us_total = 250000,
-			 .scan_cpu_permille = 50},
+		.host = { .scanning = true,
+			  .uptime_us = 1500000,
+			  .cpu_us_total = 250000,
+			  .scan_cpu_permille = 50 },
 		.vms = vms,
 		.nr_vms = nr_vms,
 		.domains = domains,
@@ -209,7 +211,8 @@ static const char *export(struct vm_view *vms, u32 nr_vms, struct domain_view *d
 #define HAS(text, line)	  cr_expect_not_null(strstr(text, "\n" line "\n"), "no line: %s", line)
 #define LACKS(text, what) cr_expect_null(strstr(text, what), "must not be there: %s", what)
 
-/* What Prometheus would refuse: a series twice. Series here are few, so comparing all pairs is fine. */
+/* What Prometheus would refuse: a series twice. Series here are few, so comparing all pairs is
+ * fine. */
 static void assert_no_series_twice(const char *text)
 {
 	char *copy = strdup(text), *line, *save = NULL, *series[2048];
@@ -244,9 +247,9 @@ Test(exporter, no_vms)
 
 Test(exporter, values)
 {
-	struct vm_view vms[] = {example_vm("web", 12), example_vm("db", 13)};
+	struct vm_view vms[] = { example_vm("web", 12), example_vm("db", 13) };
 	struct domain_view domains[] = {
-		{.name = "default", .store_pages = 800, .store_refs = 2000, .index_entries = 9},
+		{ .name = "default", .store_pages = 800, .store_refs = 2000, .index_entries = 9 },
 	};
 	const char *text;
 
@@ -275,8 +278,8 @@ Test(exporter, values)
 /* Sharing that costs more than it brings is shown as what it is; what is unknown is absent. */
 Test(exporter, saved_negative_or_absent)
 {
-	struct vm_view vms[] = {example_vm("a", 1), example_vm("b", 2)};
-	struct domain_view domains[] = {{.name = "default", .store_pages = 5, .store_refs = 0}};
+	struct vm_view vms[] = { example_vm("a", 1), example_vm("b", 2) };
+	struct domain_view domains[] = { { .name = "default", .store_pages = 5, .store_refs = 0 } };
 	const char *text;
 
 	vms[0].shared_pages = vms[0].zero_pages = 0;
@@ -308,8 +311,8 @@ Test(exporter, same_names_are_told_apart)
 
 Test(exporter, longest_names)
 {
-	struct vm_view vms[] = {example_vm("", 2147483647), example_vm("", 2147483646)};
-	struct domain_view domains[2] = {{.store_pages = 1}, {.store_pages = 2}};
+	struct vm_view vms[] = { example_vm("", 2147483647), example_vm("", 2147483646) };
+	struct domain_view domains[2] = { { .store_pages = 1 }, { .store_pages = 2 } };
 
 	memset(vms[0].name, 0xff, sizeof(vms[0].name) - 1);
 	memset(vms[1].name, 0xfe, sizeof(vms[1].name) - 1);
@@ -320,10 +323,11 @@ Test(exporter, longest_names)
 
 Test(exporter, promtool_accepts_it)
 {
-	struct vm_view vms[] = {example_vm("web", 12), example_vm("web", 13),
-				example_vm("q\"\\\n\xff{}#", 14)};
+	struct vm_view vms[] = { example_vm("web", 12), example_vm("web", 13),
+				 example_vm("q\"\\\n\xff{}#", 14) };
 	struct domain_view domains[] = {
-		{.name = "default", .store_pages = 800, .store_refs = 3000}};
+		{ .name = "default", .store_pages = 800, .store_refs = 3000 }
+	};
 	const char *text = export(vms, ARRAY_SIZE(vms), domains, 1);
 	FILE *f;
 	int rc;

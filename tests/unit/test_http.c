@@ -43,14 +43,14 @@ static void collect(struct mx_writer *w, void *arg)
 
 static int dial(int family, u16 port)
 {
-	struct sockaddr_in v4 = {.sin_family = AF_INET,
-				 .sin_port = htons(port),
-				 .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-	struct sockaddr_in6 v6 = {.sin6_family = AF_INET6,
-				  .sin6_port = htons(port),
-				  .sin6_addr = IN6ADDR_LOOPBACK_INIT};
+	struct sockaddr_in v4 = { .sin_family = AF_INET,
+				  .sin_port = htons(port),
+				  .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	struct sockaddr_in6 v6 = { .sin6_family = AF_INET6,
+				   .sin6_port = htons(port),
+				   .sin6_addr = IN6ADDR_LOOPBACK_INIT };
 	/* A test that waits for ever says nothing. */
-	struct timeval limit = {.tv_sec = 20};
+	struct timeval limit = { .tv_sec = 20 };
 	int fd, r;
 
 	fd = socket(family, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -112,7 +112,7 @@ static void assert_status(const char *reply, const char *status)
 
 Test(http, get_metrics)
 {
-	struct source s = {.samples = 1};
+	struct source s = { .samples = 1 };
 	struct mx_http *h = start(&s);
 	const char *reply = ask(mx_http_port(h), REQUEST("GET /metrics"));
 
@@ -127,7 +127,7 @@ Test(http, get_metrics)
 
 Test(http, other_paths_and_methods)
 {
-	struct source s = {.samples = 1};
+	struct source s = { .samples = 1 };
 	struct mx_http *h = start(&s);
 	u16 port = mx_http_port(h);
 	const char *reply;
@@ -151,7 +151,7 @@ Test(http, other_paths_and_methods)
 
 Test(http, head_has_no_body)
 {
-	struct source s = {.samples = 1};
+	struct source s = { .samples = 1 };
 	struct mx_http *h = start(&s);
 	const char *reply = ask(mx_http_port(h), REQUEST("HEAD /metrics"));
 
@@ -163,7 +163,7 @@ Test(http, head_has_no_body)
 
 Test(http, large_reply)
 {
-	struct source s = {.samples = 200000};
+	struct source s = { .samples = 200000 };
 	struct mx_http *h = start(&s);
 	const char *reply = ask(mx_http_port(h), REQUEST("GET /metrics"));
 
@@ -175,7 +175,7 @@ Test(http, large_reply)
 
 Test(http, no_memory_is_503)
 {
-	struct source s = {.fail = true};
+	struct source s = { .fail = true };
 	struct mx_http *h = start(&s);
 
 	assert_status(ask(mx_http_port(h), REQUEST("GET /metrics")), "503");
@@ -190,7 +190,7 @@ Test(http, garbage_is_survived)
 		"\x16\x03\x01\x02\x01\r\n\r\n",
 		"GET /metrics HTTP/9.9\r\n\r\n",
 	};
-	struct source s = {.samples = 1};
+	struct source s = { .samples = 1 };
 	struct mx_http *h = start(&s);
 	char *big = malloc(100001);
 	size_t i;
@@ -214,10 +214,11 @@ Test(http, garbage_is_survived)
 	free(big);
 }
 
-/* Silent clients take all connections; the idle time-out gives them back, and a scrape then works. */
+/* Silent clients take all connections; the idle time-out gives them back, and a scrape then works.
+ */
 Test(http, silent_clients_are_closed)
 {
-	struct source s = {.samples = 1};
+	struct source s = { .samples = 1 };
 	struct mx_http *h = start(&s);
 	int fds[20], i;
 	const char *reply;
@@ -233,7 +234,7 @@ Test(http, silent_clients_are_closed)
 
 Test(http, takes_no_signals_and_leaves_ours)
 {
-	struct source s = {.samples = 1};
+	struct source s = { .samples = 1 };
 	sigset_t before, after;
 	struct mx_http *h;
 
@@ -247,10 +248,11 @@ Test(http, takes_no_signals_and_leaves_ours)
 	mx_http_stop(h);
 }
 
-/* A thread that ended registered would be read after its stack is gone, at the next grace period. */
+/* A thread that ended registered would be read after its stack is gone, at the next grace period.
+ */
 Test(http, thread_leaves_rcu)
 {
-	struct source s = {.samples = 1};
+	struct source s = { .samples = 1 };
 	struct mx_http *h;
 	int i;
 
@@ -265,7 +267,7 @@ Test(http, thread_leaves_rcu)
 
 Test(http, bind_errors_are_told)
 {
-	struct source s = {.samples = 1};
+	struct source s = { .samples = 1 };
 	struct mx_http *h = start(&s), *other = NULL;
 	u16 port = mx_http_port(h);
 
@@ -283,7 +285,7 @@ Test(http, bind_errors_are_told)
 
 Test(http, ipv6)
 {
-	struct source s = {.samples = 1};
+	struct source s = { .samples = 1 };
 	struct mx_http *h;
 	const char *reply;
 	int fd, r;

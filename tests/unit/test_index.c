@@ -46,10 +46,14 @@ Test(index, keeps_many_values_of_one_tag)
 	index_free(x);
 }
 
-/* Against a plain array, with few tags so that clusters, wrap-around and shifting back all happen. */
+/* Against a plain array, with few tags so that clusters, wrap-around and shifting back all happen.
+ */
 Test(index, agrees_with_a_model_over_random_operations)
 {
-	enum { VALUES = 20000, STEPS = 400000 };
+	enum {
+		VALUES = 20000,
+		STEPS = 400000
+	};
 	static u32 tag_of[VALUES];
 	static bool present[VALUES];
 	struct index *x;
@@ -60,7 +64,8 @@ Test(index, agrees_with_a_model_over_random_operations)
 		u32 v = rnd(&seed) % VALUES;
 
 		if (!present[v]) {
-			/* A third of the tags at the very end of the range, whose followers wrap around. */
+			/* A third of the tags at the very end of the range, whose followers wrap
+			 * around. */
 			tag_of[v] = rnd(&seed) % 3 ? rnd(&seed) : 0xffffff00u + rnd(&seed) % 256;
 			cr_assert_eq(index_add(x, tag_of[v], v), 0);
 			present[v] = true;

@@ -6,8 +6,9 @@
 Test(planner, promotes_neighbours_together)
 {
 	const struct match m[] = {
-		{ .gpn = 10, .spn = SPN_NONE }, { .gpn = 11, .spn = SPN_NONE }, { .gpn = 12, .spn = 77 },
-		{ .gpn = 13, .spn = SPN_NONE }, { .gpn = 15, .spn = SPN_NONE }, { .gpn = 16, .spn = SPN_NONE },
+		{ .gpn = 10, .spn = SPN_NONE }, { .gpn = 11, .spn = SPN_NONE },
+		{ .gpn = 12, .spn = 77 },	{ .gpn = 13, .spn = SPN_NONE },
+		{ .gpn = 15, .spn = SPN_NONE }, { .gpn = 16, .spn = SPN_NONE },
 	};
 	struct promotion p[6];
 
@@ -30,7 +31,8 @@ Test(planner, cuts_promotions_at_the_limit)
 
 Test(planner, joins_pages_whose_store_offsets_follow)
 {
-	struct placement p[] = { { 5, 105 }, { 3, 103 }, { 4, 104 }, { 6, 200 }, { 7, 201 }, { 9, 203 } };
+	struct placement p[] = { { 5, 105 }, { 3, 103 }, { 4, 104 },
+				 { 6, 200 }, { 7, 201 }, { 9, 203 } };
 	struct run r[6];
 
 	cr_assert_eq(plan_runs(p, 6, 64, r), 3u);
@@ -42,7 +44,9 @@ Test(planner, joins_pages_whose_store_offsets_follow)
 /* Every placement appears in exactly one run, whatever the order and the limit. */
 Test(planner, runs_cover_exactly_the_placements)
 {
-	enum { NR = 5000 };
+	enum {
+		NR = 5000
+	};
 	static struct placement p[NR];
 	static struct run r[NR];
 	static u32 want[NR * 2];

@@ -106,9 +106,11 @@ Test(store, descriptor_for_vmms_is_read_only_and_the_file_cannot_shrink)
 
 	cr_assert_eq(pwrite(fd, &byte, 1, 0), -1);
 	cr_assert_eq(mmap(NULL, PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0), MAP_FAILED);
-	cr_assert_neq(mmap(NULL, PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0), MAP_FAILED);
+	cr_assert_neq(mmap(NULL, PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0),
+		      MAP_FAILED);
 	cr_assert_eq(ftruncate(fd, 0), -1);
-	cr_assert_eq(fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE), -1, "a VMM must not be able to freeze the store");
+	cr_assert_eq(fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE), -1,
+		     "a VMM must not be able to freeze the store");
 }
 
 static int count_page(struct store *st, u32 spn, void *arg)

@@ -21,7 +21,9 @@ static void good_merge(u32 runs)
 	memset(&m, 0, sizeof(m));
 	wire_init(&m, WIRE_MERGE, 5, runs * sizeof(m.runs[0]));
 	for (u32 i = 0; i < runs; i++)
-		m.runs[i] = (struct wire_run){ .hva = 0x10000 + i * 0x2000, .store_offset = 0x5000, .nr_pages = 1,
+		m.runs[i] = (struct wire_run){ .hva = 0x10000 + i * 0x2000,
+					       .store_offset = 0x5000,
+					       .nr_pages = 1,
 					       .kind = WIRE_RUN_STORE };
 }
 
@@ -29,10 +31,14 @@ static void good_merge(u32 runs)
 static u32 good(enum wire_type type)
 {
 	static const size_t payload[WIRE_TYPE_END] = {
-		[WIRE_HELLO] = sizeof(struct wire_hello),	[WIRE_WELCOME] = sizeof(struct wire_welcome),
-		[WIRE_REFUSE] = sizeof(struct wire_refuse),	[WIRE_REGION_ADD] = sizeof(struct wire_region),
-		[WIRE_REGION_DEL] = sizeof(struct wire_range),	[WIRE_MERGE] = sizeof(struct wire_run),
-		[WIRE_UNMERGE] = sizeof(struct wire_range),	[WIRE_DISCARD] = sizeof(struct wire_range),
+		[WIRE_HELLO] = sizeof(struct wire_hello),
+		[WIRE_WELCOME] = sizeof(struct wire_welcome),
+		[WIRE_REFUSE] = sizeof(struct wire_refuse),
+		[WIRE_REGION_ADD] = sizeof(struct wire_region),
+		[WIRE_REGION_DEL] = sizeof(struct wire_range),
+		[WIRE_MERGE] = sizeof(struct wire_run),
+		[WIRE_UNMERGE] = sizeof(struct wire_range),
+		[WIRE_DISCARD] = sizeof(struct wire_range),
 		[WIRE_DONE] = sizeof(struct wire_done) + sizeof(struct wire_segment),
 	};
 
@@ -40,7 +46,9 @@ static u32 good(enum wire_type type)
 	wire_init(&m, type, 0, payload[type]);
 	switch (type) {
 	case WIRE_HELLO:
-		m.hello = (struct wire_hello){ .version_lowest = 1, .version_highest = 9, .page_bytes = 4096 };
+		m.hello = (struct wire_hello){ .version_lowest = 1,
+					       .version_highest = 9,
+					       .page_bytes = 4096 };
 		break;
 	case WIRE_REGION_ADD:
 		m.region = (struct wire_region){ .hva = 0x200000, .bytes = 0x1000 };
@@ -77,7 +85,8 @@ Test(wire, refuses_wrong_length_version_magic_and_descriptors_of_each_type)
 		u32 fds = good(t);
 
 		for (u32 bytes = 0; bytes < m.h.bytes; bytes++)
-			cr_assert_eq(wire_check(&m, bytes, fds, &why), -EPROTO, "type %u, %u bytes", t, bytes);
+			cr_assert_eq(wire_check(&m, bytes, fds, &why), -EPROTO, "type %u, %u bytes",
+				     t, bytes);
 		m.h.bytes += 4;
 		cr_assert_eq(check(fds), -EPROTO, "type %u, 4 bytes more", t);
 		good(t);
@@ -88,7 +97,8 @@ Test(wire, refuses_wrong_length_version_magic_and_descriptors_of_each_type)
 		cr_assert_eq(check(fds), -EPROTO);
 		good(t);
 		m.h.version = WIRE_VERSION + 1;
-		cr_assert_eq(check(fds), t == WIRE_HELLO ? 0 : -EPROTO, "type %u, another version", t);
+		cr_assert_eq(check(fds), t == WIRE_HELLO ? 0 : -EPROTO, "type %u, another version",
+			     t);
 	}
 	good(WIRE_HELLO);
 	m.h.type = WIRE_TYPE_END;
@@ -100,7 +110,10 @@ Test(wire, refuses_wrong_length_version_magic_and_descriptors_of_each_type)
 Test(wire, refuses_bad_ranges)
 {
 	const struct wire_range bad[] = {
-		{ 0x200001, 0x1000 }, { 0x200000, 0x1001 }, { 0x200000, 0 }, { UINT64_MAX & ~0xfffull, 0x1000 },
+		{ 0x200001, 0x1000 },
+		{ 0x200000, 0x1001 },
+		{ 0x200000, 0 },
+		{ UINT64_MAX & ~0xfffull, 0x1000 },
 		{ 0x1000, UINT64_MAX & ~0xfffull },
 	};
 
@@ -146,7 +159,8 @@ Test(wire, refuses_strings_without_an_end)
 	cr_assert_eq(check(0), -EPROTO);
 }
 
-/* Random bytes, and good messages with random damage: never a crash, and what passes obeys the bounds. */
+/* Random bytes, and good messages with random damage: never a crash, and what passes obeys the
+ * bounds. */
 Test(wire, survives_random_bytes)
 {
 	u64 pages;

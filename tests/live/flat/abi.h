@@ -2,21 +2,23 @@
 /*
  * What the flat test guest and its VMM agree on.
  *
- * The guest is one loop (guest.c) that reads and writes guest RAM and knows at every moment what each word
- * must hold. It is compiled twice: freestanding, as the code of a CPL 3 KVM guest, and hosted, where a thread of
- * the VMM runs it on the same memory. Whoever runs it is a "lane".
+ * The guest is one loop (guest.c) that reads and writes guest RAM and knows at every moment what
+ * each word must hold. It is compiled twice: freestanding, as the code of a CPL 3 KVM guest, and
+ * hosted, where a thread of the VMM runs it on the same memory. Whoever runs it is a "lane".
  *
- * What a page must hold: the canonical content of its class and version (flat_word()), except for its first
- * struct flat_shadow.nr_dirty dirty words, whose place and value follow from page, generation and number
- * (flat_dirty_word(), flat_dirty_value()). Shadows live outside the memory that Ballast is given, so a fault in
- * merging cannot bend both alike.
+ * What a page must hold: the canonical content of its class and version (flat_word()), except for
+ * its first struct flat_shadow.nr_dirty dirty words, whose place and value follow from page,
+ * generation and number (flat_dirty_word(), flat_dirty_value()). Shadows live outside the memory
+ * that Ballast is given, so a fault in merging cannot bend both alike.
  *
- * Who may touch a page: RAM is dealt out in blocks of 64 pages. A block belongs to one lane, which alone reads
- * and writes it, or is read-only and read by all. So no lock is needed, and every access is checked.
+ * Who may touch a page: RAM is dealt out in blocks of 64 pages. A block belongs to one lane, which
+ * alone reads and writes it, or is read-only and read by all. So no lock is needed, and every
+ * access is checked.
  *
- * How pages move: writes go to a window of blocks that the VMM advances by time. Pages in the window diverge, are
- * rewritten, zeroed, discarded; most of those that leave it get their canonical content back, lie still until the
- * window returns, and can merge, in this VM and with every other VM, since classes do not depend on the seed.
+ * How pages move: writes go to a window of blocks that the VMM advances by time. Pages in the
+ * window diverge, are rewritten, zeroed, discarded; most of those that leave it get their canonical
+ * content back, lie still until the window returns, and can merge, in this VM and with every other
+ * VM, since classes do not depend on the seed.
  */
 #ifndef BALLAST_TESTS_LIVE_FLAT_ABI_H
 #define BALLAST_TESTS_LIVE_FLAT_ABI_H
@@ -26,8 +28,8 @@
 #define FLAT_WORDS_LOG	 9
 #define FLAT_PAGE_WORDS	 (1U << FLAT_WORDS_LOG)
 #define FLAT_BLOCK_PAGES 64U
-#define FLAT_CLASSES \
-	2048U /* so that runs of equal content between VMs are up to 2,048 pages long */
+/* Runs of equal content between VMs are up to this many pages long. */
+#define FLAT_CLASSES   2048U
 #define FLAT_DIRTY_MAX 4U
 #define FLAT_ERROR_LOG 8U
 
@@ -72,7 +74,8 @@ struct flat_error {
 };
 
 struct flat_lane {
-	/* Set before the lane starts. Addresses are as the lane sees them: physical or the VMM's own. */
+	/* Set before the lane starts. Addresses are as the lane sees them: physical or the VMM's
+	 * own. */
 	u64 ram;    /* page 0 */
 	u64 shadow; /* struct flat_shadow[nr_pages] */
 	u64 blocks; /* u32[nr_readable]: the lane's own blocks, then the read-only ones */
@@ -105,9 +108,9 @@ static inline u64 flat_mix(u64 x)
 }
 
 /*
- * Names the content of page @p in @version; 0 is all zeros. Of every eight pages' worth of RAM, four are runs of
- * FLAT_CLASSES pages common to all VMs, two hold the same contents scattered, one is unlike anything else, and
- * one is zero until written.
+ * Names the content of page @p in @version; 0 is all zeros. Of every eight pages' worth of RAM,
+ * four are runs of FLAT_CLASSES pages common to all VMs, two hold the same contents scattered, one
+ * is unlike anything else, and one is zero until written.
  */
 static inline u64 flat_content(u32 nr_pages, u64 seed, u32 p, u32 version)
 {
@@ -144,7 +147,8 @@ static inline u64 flat_dirty_value(u64 seed, u32 p, u32 gen, u32 k)
 	return flat_mix(((u64)p << 32 | gen) ^ seed << 56) + k;
 }
 
-/* What @word of page @p must hold. A later dirty word wins over an earlier one in the same place. */
+/* What @word of page @p must hold. A later dirty word wins over an earlier one in the same place.
+ */
 static inline u64 flat_expect(const struct flat_lane *l, u32 p, const struct flat_shadow *s,
 			      u32 word)
 {
@@ -154,7 +158,8 @@ static inline u64 flat_expect(const struct flat_lane *l, u32 p, const struct fla
 	return flat_word(flat_content(l->nr_pages, l->seed, p, s->version), word);
 }
 
-/* One round: iterations_a_tick accesses and, when the window moved, the sweep over the pages that leave it. */
+/* One round: iterations_a_tick accesses and, when the window moved, the sweep over the pages that
+ * leave it. */
 void flat_tick(struct flat_lane *l);
 /* Reads every word of page @p; wrong ones are counted in the lane. */
 void flat_check_page(struct flat_lane *l, u32 p);

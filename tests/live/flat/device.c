@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 /*
- * The device of the flat VM: a host thread on blocks of its own, which uses guest memory in all the ways of a device
- * model: loads and stores (the guest's own loop, hosted), read(2) into it, write(2) from it, at odd offsets too.
+ * The device of the flat VM: a host thread on blocks of its own, which uses guest memory in all the
+ * ways of a device model: loads and stores (the guest's own loop, hosted), read(2) into it,
+ * write(2) from it, at odd offsets too.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -15,7 +16,8 @@
 
 static int scratch_fd = -1; /* where "the guest's disk writes" go */
 
-/* By number, so that TSan does not take what the kernel does to guest memory for this thread's doing (live.mk). */
+/* By number, so that TSan does not take what the kernel does to guest memory for this thread's
+ * doing (live.mk). */
 static ssize_t read_at(int fd, void *to, size_t bytes, u64 offset)
 {
 	return syscall(SYS_pread64, fd, to, bytes, offset);
@@ -61,7 +63,8 @@ int flat_device_read(struct flat_vm *vm, u64 p, u64 content)
 	return 0;
 }
 
-/* The page goes out through write(2), from word @first on; what arrived must be what the page should hold. */
+/* The page goes out through write(2), from word @first on; what arrived must be what the page
+ * should hold. */
 static int write_out(struct flat_vm *vm, struct flat_lane *l, u32 p, u32 first)
 {
 	const struct flat_shadow *s = (const struct flat_shadow *)l->shadow + p;

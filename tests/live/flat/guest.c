@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-/* The access loop of the flat test guest. See abi.h; compiled for the guest (FLAT_GUEST) and hosted. */
+/* The access loop of the flat test guest. See abi.h; compiled for the guest (FLAT_GUEST) and
+ * hosted. */
 #include "tests/live/flat/abi.h"
 
 #define SWEEP_TICK_PAGES 8
@@ -156,7 +157,8 @@ static void write_op(struct flat_lane *l, u64 r)
 	u32 dice = r >> 38 & 4095;
 
 	if (dice == 0) {
-		/* A lone write far from the window: it breaks one page in the middle of a merged run. */
+		/* A lone write far from the window: it breaks one page in the middle of a merged
+		 * run. */
 		r = next_random(l);
 		p = own_block(l, pick(r, l->nr_own)) * FLAT_BLOCK_PAGES +
 		    (r >> 32 & (FLAT_BLOCK_PAGES - 1));

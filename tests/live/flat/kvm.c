@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 /*
- * A KVM machine with nothing in it but memory and vCPUs in 64-bit CPL 3, with IOPL 3 so that an OUT leaves it.
- * There is no interrupt table: any fault of the guest ends in KVM_EXIT_SHUTDOWN, which is an error.
+ * A KVM machine with nothing in it but memory and vCPUs in 64-bit CPL 3, with IOPL 3 so that an OUT
+ * leaves it. There is no interrupt table: any fault of the guest ends in KVM_EXIT_SHUTDOWN, which
+ * is an error.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -84,7 +85,8 @@ int flat_kvm_new(u8 *ctl, u8 *ram, size_t ram_bytes, struct flat_kvm **ret)
 	k->vm_fd = ioctl(k->dev_fd, KVM_CREATE_VM, 0);
 	if (k->vm_fd < 0)
 		goto fail_errno;
-	/* Intel wants a place for a TSS under 4 GiB that no memory slot uses. Elsewhere this is a no-op. */
+	/* Intel wants a place for a TSS under 4 GiB that no memory slot uses. Elsewhere this is a
+	 * no-op. */
 	ioctl(k->vm_fd, KVM_SET_TSS_ADDR, 0xfffbd000UL);
 	map_identity(ctl);
 	r = set_memory(k, 0, 0, ctl, FLAT_CTL_BYTES);
@@ -221,10 +223,10 @@ static void on_alarm(int sig)
 int flat_kvm_probe(const char **ret_why)
 {
 	/* mov $1, %eax; out %eax, $FLAT_CALL_TICK; jmp . */
-	static const u8 code[] = {0xb8, 1, 0, 0, 0, 0xe7, FLAT_CALL_TICK, 0xeb, 0xfe};
+	static const u8 code[] = { 0xb8, 1, 0, 0, 0, 0xe7, FLAT_CALL_TICK, 0xeb, 0xfe };
 	/* A KVM that emulates the guest, or spins on what it cannot, must not hang the probe. */
-	struct itimerval limit = {.it_value.tv_sec = 5}, none = {0};
-	struct sigaction act = {.sa_handler = on_alarm}, old;
+	struct itimerval limit = { .it_value.tv_sec = 5 }, none = { 0 };
+	struct sigaction act = { .sa_handler = on_alarm }, old;
 	u8 *ctl = flat_alloc(FLAT_CTL_BYTES), *ram = flat_alloc(CHUNK_BYTES);
 	struct flat_kvm *k = NULL;
 	struct flat_vcpu *v = NULL;

@@ -6,11 +6,13 @@
 #include <sys/mman.h>
 #include "tests/live/flat/vmm.h"
 
-/* In a shuffled list of blocks: of every 16, two are read-only, one is the device's, the vCPUs share the rest. */
+/* In a shuffled list of blocks: of every 16, two are read-only, one is the device's, the vCPUs
+ * share the rest. */
 #define DEAL	      16
 #define DEAL_READONLY 2
 #define DEAL_DEVICE   1
-/* A window is this part of a lane's blocks, so a page lies still for most of that many dwell times. */
+/* A window is this part of a lane's blocks, so a page lies still for most of that many dwell times.
+ */
 #define WINDOW_PART 64
 
 void *flat_alloc(size_t bytes)
@@ -101,7 +103,8 @@ static int deal(struct flat_vm *vm)
 		l->nr_own = own;
 		l->nr_readable = all;
 		l->window_blocks = MAX(own / WINDOW_PART, 1U);
-		/* Short, so that the time of a round shows stalls even where every access is slow. */
+		/* Short, so that the time of a round shows stalls even where every access is slow.
+		 */
 		l->iterations_a_tick = device ? 2000 : 5000;
 		l->write_permille = opt->write_permille;
 		l->discard = opt->discard;

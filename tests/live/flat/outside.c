@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-/* What the kernel says of the sharing of the VM's memory: a count that owes nothing to the daemon's or agent's books. */
+/* What the kernel says of the sharing of the VM's memory: a count that owes nothing to the daemon's
+ * or agent's books. */
 #include <errno.h>
 #include <unistd.h>
 #include "common/procfs.h"
@@ -13,7 +14,8 @@ struct counting {
 	struct flat_sharing *sum;
 };
 
-/* Of a mapping of the store: the pages that still are the store's, and those the guest has broken. */
+/* Of a mapping of the store: the pages that still are the store's, and those the guest has broken.
+ */
 static int count_mapping(const struct procmap *m, void *arg)
 {
 	const struct counting *c = arg;
@@ -44,7 +46,7 @@ static int count_mapping(const struct procmap *m, void *arg)
 
 int flat_sharing(const struct flat_vm *vm, struct flat_sharing *ret)
 {
-	struct flat_sharing sum = {0};
+	struct flat_sharing sum = { 0 };
 	struct counting c = {
 		.start = (u64)vm->ram,
 		.end = (u64)vm->ram + flat_ram_bytes(vm),

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* The parts of the flat test VMM. flat_vmm.c has the story. Functions return 0 or a negative errno. */
+/* The parts of the flat test VMM. flat_vmm.c has the story. Functions return 0 or a negative errno.
+ */
 #ifndef BALLAST_TESTS_LIVE_FLAT_VMM_H
 #define BALLAST_TESTS_LIVE_FLAT_VMM_H
 
@@ -16,7 +17,8 @@ struct flat_options {
 	bool discard, no_agent, threads, corrupt;
 };
 
-/* Who runs a lane. The lane itself belongs to the guest; what others may look at is copied here at each tick. */
+/* Who runs a lane. The lane itself belongs to the guest; what others may look at is copied here at
+ * each tick. */
 struct flat_runner {
 	struct flat_vm *vm;
 	struct flat_lane *lane;
@@ -52,7 +54,8 @@ static inline size_t flat_ram_bytes(const struct flat_vm *vm)
 /* memory.c: allocation, contents, who owns which block. */
 void *flat_alloc(size_t bytes); /* 2 MiB aligned private anonymous memory; NULL if there is none */
 int flat_memory_new(struct flat_vm *vm);
-/* Every word of every page, by the caller's thread when no lane runs. Returns the number of wrong ones. */
+/* Every word of every page, by the caller's thread when no lane runs. Returns the number of wrong
+ * ones. */
 u64 flat_memory_check(struct flat_vm *vm);
 
 /* device.c: the host's own accesses to guest memory, as a device model makes them. */
@@ -79,7 +82,8 @@ int flat_kvm_probe(const char **ret_why);
 int flat_kvm_new(u8 *ctl, u8 *ram, size_t ram_bytes, struct flat_kvm **ret);
 /* The guest's code is put in place; the vCPU starts with @lane_gpa as its argument. */
 int flat_vcpu_new(struct flat_kvm *kvm, u32 index, u64 lane_gpa, struct flat_vcpu **ret);
-/* Runs until the guest's next OUT. -EIO: another exit (*ret_call is its reason); else the errno of KVM_RUN. */
+/* Runs until the guest's next OUT. -EIO: another exit (*ret_call is its reason); else the errno of
+ * KVM_RUN. */
 int flat_vcpu_run(struct flat_vcpu *v, u32 *ret_call);
 
 #endif
