@@ -16,6 +16,8 @@
 /* The kernel's default of vm.max_map_count; mappings that are left to the VMM itself. */
 #define MAX_MAP_COUNT_DEFAULT 65530
 #define MAPS_LEFT_TO_VMM      8192
+/* A VM may be larger than the host, within reason. */
+#define VM_MAX_TIMES_HOST     4
 
 static enum ksm_mode mode_of(enum share_mode share)
 {
@@ -45,6 +47,7 @@ static struct engine_config engine_config_of(const struct core *c)
 		.threads = c->config.scan_threads,
 		.enabled = c->config.scan_enabled && !c->paused,
 		.maps_limit = maps_limit(),
+		.vm_max_bytes = (u64)sysconf(_SC_PHYS_PAGES) * PAGE_BYTES * VM_MAX_TIMES_HOST,
 	};
 }
 

@@ -67,6 +67,7 @@ void engine_configure(struct engine *e, const struct engine_config *cfg)
 	e->cfg.interval_us = cfg->interval_us;
 	e->cfg.enabled = cfg->enabled;
 	e->cfg.maps_limit = cfg->maps_limit;
+	e->cfg.vm_max_bytes = cfg->vm_max_bytes;
 }
 
 /* --- domains
@@ -317,13 +318,21 @@ static struct ksm_region *region_at(struct ksm_vm *vm, u64 hva, u64 bytes)
 	return NULL;
 }
 
+static u64 vm_bytes(const struct ksm_vm *vm)
+{
+	u64 bytes = 0;
+
+	for (u32 i = 0; i < vm->nr_regions; i++)
+		bytes += vm->regions[i]->bytes;
+	return bytes;
+}
+
 int engine_region_add(struct ksm_vm *vm, u64 hva, u64 bytes)
 {
 	struct ksm_region **grown, *r = region_at(vm, hva, bytes);
+	const struct engine *e = vm->engine;
 	int err;
 
-	if (bytes >> PAGE_SHIFT >= GPN_MAX)
-		return -E2BIG;
 	if (r && r->hva == hva && r->bytes == bytes) {
 		/* Known from before the agent lost its connection; engine_vm_connect() has read it
 		 * anew. */
@@ -335,6 +344,10 @@ int engine_region_add(struct ksm_vm *vm, u64 hva, u64 bytes)
 		if (hva < vm->regions[i]->hva + vm->regions[i]->bytes &&
 		    vm->regions[i]->hva < hva + bytes)
 			return -EEXIST;
+	/* A hostile VMM may have any amount of address space; our metadata for it is real memory.
+	 */
+	if (vm_bytes(vm) + bytes > MIN(e->cfg.vm_max_bytes, (u64)GPN_MAX << PAGE_SHIFT))
+		return -E2BIG;
 	err = region_new(vm, hva, bytes, &r);
 	if (err < 0)
 		return err;

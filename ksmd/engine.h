@@ -82,8 +82,9 @@ struct engine_config {
 	u64 interval_us; /* between the starts of two passes over a VM */
 	u64 store_max_bytes;
 	u32 threads;
-	bool enabled;	/* false: no new merges */
-	u64 maps_limit; /* mappings that sharing may add to one VMM */
+	bool enabled;	  /* false: no new merges */
+	u64 maps_limit;	  /* mappings that sharing may add to one VMM */
+	u64 vm_max_bytes; /* guest memory that one VM may register */
 };
 
 int engine_new(const struct engine_config *cfg, const struct engine_ops *ops, struct engine **ret);

@@ -8,34 +8,13 @@
  * between.
  */
 #include <errno.h>
-#include <stdlib.h>
-#include <string.h>
 #include "ksmd/core.h"
 
 struct walk {
 	struct ksm_region *r;
 	u64 dev, ino;
-	u32 *spn; /* what each page's mapping names; SPN_NONE */
+	u32 page; /* pages before this one are done */
 };
-
-static int note_mapping(const struct procmap *m, void *arg)
-{
-	struct walk *w = arg;
-	u64 start = MAX(m->start, w->r->hva), end = MIN(m->end, w->r->hva + w->r->bytes);
-
-	if (m->start >= w->r->hva + w->r->bytes)
-		return 1;
-	if (start >= end || m->ino != w->ino || m->dev != w->dev)
-		return 0;
-	for (u64 at = start; at < end; at += PAGE_BYTES) {
-		u64 spn = (m->offset + (at - m->start)) >> PAGE_SHIFT;
-
-		/* Beyond the store's end nothing of ours can be: the VMM's own doing. */
-		if (spn < store_max_pages(w->r->vm->domain->store))
-			w->spn[(at - w->r->hva) >> PAGE_SHIFT] = (u32)spn;
-	}
-	return 0;
-}
 
 static void reconcile(struct ksm_region *r, u32 page, u32 spn)
 {
@@ -58,6 +37,35 @@ static void reconcile(struct ksm_region *r, u32 page, u32 spn)
 	page_set_shared(r, page, spn);
 }
 
+/* What lies between two mappings of the store does not map it. */
+static void reconcile_gap(struct walk *w, u32 end)
+{
+	for (; w->page < end; w->page++)
+		reconcile(w->r, w->page, SPN_NONE);
+}
+
+static int note_mapping(const struct procmap *m, void *arg)
+{
+	struct walk *w = arg;
+	struct ksm_region *r = w->r;
+	u64 start = MAX(m->start, r->hva), end = MIN(m->end, r->hva + r->bytes);
+
+	if (m->start >= r->hva + r->bytes)
+		return 1;
+	if (start >= end || m->ino != w->ino || m->dev != w->dev)
+		return 0;
+	reconcile_gap(w, (u32)((start - r->hva) >> PAGE_SHIFT));
+	for (u64 at = start; at < end; at += PAGE_BYTES, w->page++) {
+		u64 spn = (m->offset + (at - m->start)) >> PAGE_SHIFT;
+
+		/* Beyond the store's end nothing of ours can be: the VMM's own doing. */
+		if (spn >= store_max_pages(r->vm->domain->store))
+			spn = SPN_NONE;
+		reconcile(r, w->page, (u32)spn);
+	}
+	return 0;
+}
+
 static void note_broken(struct ksm_region *r, u32 page, u32 nr)
 {
 	for (u32 p = page; p < page + nr; p++)
@@ -70,19 +78,12 @@ int region_resync(struct ksm_region *r)
 	struct walk w = { .r = r };
 	int err;
 
-	w.spn = malloc(r->nr_pages * sizeof(w.spn[0]));
-	if (!w.spn)
-		return -ENOMEM;
-	memset(w.spn, 0xff, r->nr_pages * sizeof(w.spn[0]));
 	store_identity(r->vm->domain->store, &w.dev, &w.ino);
 	err = procmaps_walk(r->vm->target->pid, note_mapping, &w);
-	if (err >= 0) {
-		for (u32 p = 0; p < r->nr_pages; p++)
-			reconcile(r, p, w.spn[p]);
-		err = r->nr_mapped ? scan_broken(r, 0, r->nr_pages, note_broken) : 0;
-	}
-	free(w.spn);
-	return err;
+	if (err < 0)
+		return err;
+	reconcile_gap(&w, r->nr_pages);
+	return r->nr_mapped ? scan_broken(r, 0, r->nr_pages, note_broken) : 0;
 }
 
 struct accounted {
