@@ -105,8 +105,8 @@ int region_replace_store(struct bh_agent *a, struct bh_region *r, u64 page, u64 
 
 	/* MAP_PRIVATE of a read-only descriptor: a guest write breaks copy-on-write, never reaches
 	 * the store (invariant 3). */
-	if (mmap(at, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, a->store_fd,
-		 (off_t)store_offset) == MAP_FAILED)
+	if (kernel_mmap(at, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, a->store_fd,
+			(off_t)store_offset) == MAP_FAILED)
 		return errno == ENOMEM ? -ENOSPC : -errno;
 	page_set_mapped(r, page, nr, true);
 	repeat_attributes(r, at, bytes, false);
@@ -118,8 +118,8 @@ int region_replace_anon(struct bh_agent *a, struct bh_region *r, u64 page, u64 n
 	void *at = (void *)(uintptr_t)page_hva(r, page);
 	size_t bytes = nr << PAGE_SHIFT;
 
-	if (mmap(at, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS, -1,
-		 0) == MAP_FAILED)
+	if (kernel_mmap(at, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS,
+			-1, 0) == MAP_FAILED)
 		return errno == ENOMEM ? -ENOSPC : -errno;
 	repeat_attributes(r, at, bytes, true);
 	/*

@@ -364,30 +364,99 @@ static int discard_in_region(struct bh_agent *a, struct bh_region *r, u64 page, 
 	return err;
 }
 
-int bh_discard(struct bh_agent *a, void *at, size_t bytes)
+/* The region that holds @at, and how much of [at, end) lies in it; or in none, up to the next one.
+ */
+static struct bh_region *region_part(struct bh_agent *a, u64 at, u64 end, u64 *ret_end)
 {
-	u64 hva = (u64)(uintptr_t)at;
-	struct bh_region *r;
-	int err = -ENOENT;
+	*ret_end = end;
+	for (u32 i = 0; i < a->nr_regions; i++) {
+		struct bh_region *r = a->regions[i];
+
+		if (at >= r->hva && at < r->hva + r->bytes) {
+			*ret_end = MIN(end, r->hva + r->bytes);
+			return r;
+		}
+		if (r->hva > at)
+			*ret_end = MIN(*ret_end, r->hva);
+	}
+	return NULL;
+}
+
+int bh_discard(struct bh_agent *a, void *from, size_t bytes)
+{
+	u64 hva = (u64)(uintptr_t)from, end = hva + ROUND_UP(bytes, PAGE_BYTES), part_end;
+	int err = 0;
 	bool tell;
 
-	if (!page_aligned(hva) || !page_aligned(bytes) || !bytes)
+	if (!page_aligned(hva) || end <= hva)
 		return -EINVAL;
 	pthread_mutex_lock(&a->lock);
-	r = region_find(a, hva, bytes);
-	if (r) {
-		u64 page = (hva - r->hva) >> PAGE_SHIFT, end = page + (bytes >> PAGE_SHIFT);
+	if (!overlaps_region(a, hva, end - hva))
+		err = -ENOENT;
+	for (u64 at = hva; err == 0 && at < end; at = part_end) {
+		struct bh_region *r = region_part(a, at, end, &part_end);
+		u64 page, page_end;
 
+		if (!r) {
+			if (kernel_madvise((void *)(uintptr_t)at, part_end - at, MADV_DONTNEED) < 0)
+				err = -errno;
+			continue;
+		}
+		page = (at - r->hva) >> PAGE_SHIFT;
+		page_end = (part_end - r->hva) >> PAGE_SHIFT;
 		/* An emptied chunk is let go: its first touches shall be the kernel's again. */
-		for (u64 c = DIV_ROUND_UP(page, CHUNK_PAGES); (c + 1) * CHUNK_PAGES <= end; c++)
+		for (u64 c = DIV_ROUND_UP(page, CHUNK_PAGES); (c + 1) * CHUNK_PAGES <= page_end;
+		     c++)
 			chunk_release(a, r, c);
-		err = discard_in_region(a, r, page, end);
+		err = discard_in_region(a, r, page, page_end);
 	}
 	tell = a->nr_discards || a->resync;
 	pthread_mutex_unlock(&a->lock);
 	if (tell)
 		kick(a);
 	return err;
+}
+
+/* Calls @fn for each part of the range that lies in a region. */
+static bool for_each_part(struct bh_agent *a, void *from, size_t bytes,
+			  void (*fn)(struct bh_agent *a, struct bh_region *r, u64 page, u64 nr))
+{
+	u64 hva = ROUND_DOWN((u64)(uintptr_t)from, PAGE_BYTES);
+	u64 end = ROUND_UP((u64)(uintptr_t)from + bytes, PAGE_BYTES), part_end;
+	bool found = false;
+
+	pthread_mutex_lock(&a->lock);
+	for (u64 at = hva; at < end; at = part_end) {
+		struct bh_region *r = region_part(a, at, end, &part_end);
+
+		if (r)
+			fn(a, r, (at - r->hva) >> PAGE_SHIFT, (part_end - at) >> PAGE_SHIFT);
+		found = found || r;
+	}
+	pthread_mutex_unlock(&a->lock);
+	return found;
+}
+
+static void mark_foreign(struct bh_agent *a, struct bh_region *r, u64 page, u64 nr)
+{
+	page_set_mapped(r, page, nr, true);
+}
+
+static void tell_replaced(struct bh_agent *a, struct bh_region *r, u64 page, u64 nr)
+{
+	queue_discard(a, page_hva(r, page), nr << PAGE_SHIFT);
+}
+
+void bh_replace_begin(struct bh_agent *a, void *hva, size_t bytes)
+{
+	/* No page may be moved out of a mapping that is not registered (invariant 1). */
+	for_each_part(a, hva, bytes, mark_foreign);
+}
+
+void bh_replace_end(struct bh_agent *a, void *hva, size_t bytes)
+{
+	if (for_each_part(a, hva, bytes, tell_replaced))
+		kick(a);
 }
 
 void bh_region_advise(struct bh_agent *a, void *at, size_t bytes, int advice)

@@ -89,12 +89,17 @@ struct bh_agent {
 };
 
 /*
- * The kernel's madvise(), not libc's: the preload shim interposes that one, takes it for the VMM's,
- * and asks for @lock.
+ * The kernel's madvise() and mmap(), not libc's: the preload shim interposes those, takes them for
+ * the VMM's, and asks for @lock.
  */
 static inline int kernel_madvise(void *at, size_t bytes, int advice)
 {
 	return (int)syscall(SYS_madvise, at, bytes, advice);
+}
+
+static inline void *kernel_mmap(void *at, size_t bytes, int prot, int flags, int fd, off_t offset)
+{
+	return (void *)syscall(SYS_mmap, at, bytes, prot, flags, fd, offset);
 }
 
 static inline bool page_mapped(const struct bh_region *r, u64 page)

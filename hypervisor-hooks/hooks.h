@@ -83,6 +83,11 @@ int bh_discard(struct bh_agent *a, void *hva, size_t bytes);
  * VMM makes the madvise() call itself. */
 void bh_region_advise(struct bh_agent *a, void *hva, size_t bytes, int advice);
 
+/* Around a call by which the VMM puts another mapping over part of its guest RAM (mmap(MAP_FIXED),
+ * mremap(): QEMU does so after a memory error). That part is not Ballast's from then on. */
+void bh_replace_begin(struct bh_agent *a, void *hva, size_t bytes);
+void bh_replace_end(struct bh_agent *a, void *hva, size_t bytes);
+
 struct bh_stats {
 	uint64_t merged_pages, zeroed_pages, unmerged_pages; /* done, since bh_new() */
 	uint64_t moved_back_pages; /* changed between the daemon's look and ours */

@@ -22,10 +22,13 @@
 #include "common/types.h"
 #include "hypervisor-hooks/hooks.h"
 
+#ifndef MADV_DONTNEED_LOCKED
+#define MADV_DONTNEED_LOCKED 24
+#endif
+
 /* Blocks below this (option ROMs, tables) are not worth a region. */
 #define REGION_MIN_BYTES MIB(2)
 
-/* -Wmissing-prototypes: libc's own declarations are in sys/mman.h. */
 static pthread_mutex_t start_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct bh_agent
 	*agent; /* set once, under start_lock; never freed: it lives as long as the VM */
@@ -138,7 +141,7 @@ int madvise(void *addr, size_t bytes, int advice)
 	 * each other. */
 	if (advice == MADV_MERGEABLE && start_region(addr, bytes) == 0)
 		return 0;
-	if (advice == MADV_DONTNEED && agent) {
+	if ((advice == MADV_DONTNEED || advice == MADV_DONTNEED_LOCKED) && agent) {
 		int r = bh_discard(agent, addr, bytes);
 
 		if (r != -ENOENT && r != -EINVAL) {
@@ -157,4 +160,32 @@ int munmap(void *addr, size_t bytes)
 	if (agent)
 		bh_region_del(agent, addr, bytes);
 	return (int)syscall(SYS_munmap, addr, bytes);
+}
+
+/*
+ * Another mapping over guest RAM: what QEMU does with a page that has a memory error. libc's own
+ * calls (threads, malloc) do not come here. Both names are interposed; they get their symbols here
+ * because sys/mman.h, too, makes one of the other.
+ */
+void *ballast_mmap(void *addr, size_t bytes, int prot, int flags, int fd,
+		   off_t offset) __asm__("mmap");
+void *ballast_mmap64(void *addr, size_t bytes, int prot, int flags, int fd,
+		     off_t offset) __asm__("mmap64");
+
+void *ballast_mmap(void *addr, size_t bytes, int prot, int flags, int fd, off_t offset)
+{
+	bool over = agent && (flags & MAP_FIXED);
+	void *at;
+
+	if (over)
+		bh_replace_begin(agent, addr, bytes);
+	at = (void *)syscall(SYS_mmap, addr, bytes, prot, flags, fd, offset);
+	if (over)
+		bh_replace_end(agent, addr, bytes);
+	return at;
+}
+
+void *ballast_mmap64(void *addr, size_t bytes, int prot, int flags, int fd, off_t offset)
+{
+	return ballast_mmap(addr, bytes, prot, flags, fd, offset);
 }
