@@ -3,27 +3,41 @@
 #include <stdlib.h>
 #include "ksmd/index.h"
 
-/* The table starts small and grows by an eighth when seven eighths are full. */
-#define SLOTS_MIN 1024
+/* A shard starts small and grows by an eighth when seven eighths are full. */
+#define SHARD_BITS 8
+#define SHARDS	   (1u << SHARD_BITS)
+#define SLOTS_MIN  8
 
 struct slot {
 	u32 tag;
 	u32 value; /* INDEX_NONE: free */
 };
 
-struct index {
+struct shard {
 	struct slot *slots;
-	u64 nr_slots;
-	u64 nr_entries;
+	u32 nr_slots;
+	u32 nr_entries;
 };
 
-static struct slot *slots_new(u64 nr)
-{
-	struct slot *s = malloc(nr * sizeof(*s));
+struct index {
+	struct shard shards[SHARDS];
+	u64 nr_entries, nr_slots;
+};
 
-	for (u64 i = 0; s && i < nr; i++)
-		s[i] = (struct slot){ .value = INDEX_NONE };
-	return s;
+static struct shard *shard_of(struct index *x, u32 tag)
+{
+	return &x->shards[tag >> (32 - SHARD_BITS)];
+}
+
+static int slots_new(struct shard *s, u32 nr)
+{
+	s->slots = malloc(nr * sizeof(s->slots[0]));
+	if (!s->slots)
+		return -ENOMEM;
+	s->nr_slots = nr;
+	for (u32 i = 0; i < nr; i++)
+		s->slots[i].value = INDEX_NONE;
+	return 0;
 }
 
 int index_new(struct index **ret)
@@ -32,11 +46,12 @@ int index_new(struct index **ret)
 
 	if (!x)
 		return -ENOMEM;
-	x->nr_slots = SLOTS_MIN;
-	x->slots = slots_new(x->nr_slots);
-	if (!x->slots) {
-		free(x);
-		return -ENOMEM;
+	for (u32 i = 0; i < SHARDS; i++) {
+		if (slots_new(&x->shards[i], SLOTS_MIN) < 0) {
+			index_free(x);
+			return -ENOMEM;
+		}
+		x->nr_slots += SLOTS_MIN;
 	}
 	*ret = x;
 	return 0;
@@ -46,80 +61,89 @@ void index_free(struct index *x)
 {
 	if (!x)
 		return;
-	free(x->slots);
+	for (u32 i = 0; i < SHARDS; i++)
+		free(x->shards[i].slots);
 	free(x);
 }
 
-static u64 home(const struct index *x, u32 tag)
+/* The bits of the tag that did not choose the shard, scaled to the slots. */
+static u32 home(const struct shard *s, u32 tag)
 {
-	return ((u64)tag * x->nr_slots) >> 32;
+	return (u32)(((u64)(tag << SHARD_BITS) * s->nr_slots) >> 32);
 }
 
-static u64 next(const struct index *x, u64 i)
+static u32 next(const struct shard *s, u32 i)
 {
-	return i + 1 == x->nr_slots ? 0 : i + 1;
+	return i + 1 == s->nr_slots ? 0 : i + 1;
 }
 
-static void insert(struct index *x, u32 tag, u32 value)
+static void insert(struct shard *s, u32 tag, u32 value)
 {
-	u64 i = home(x, tag);
+	u32 i = home(s, tag);
 
-	while (x->slots[i].value != INDEX_NONE)
-		i = next(x, i);
-	x->slots[i] = (struct slot){ tag, value };
-	x->nr_entries++;
+	while (s->slots[i].value != INDEX_NONE)
+		i = next(s, i);
+	s->slots[i] = (struct slot){ tag, value };
+	s->nr_entries++;
 }
 
-static int grow(struct index *x)
+static int grow(struct index *x, struct shard *s)
 {
-	struct index bigger = { .nr_slots = x->nr_slots + x->nr_slots / 8 };
+	struct shard bigger = { 0 };
+	int r = slots_new(&bigger, s->nr_slots + MAX(s->nr_slots / 8, SLOTS_MIN));
 
-	bigger.slots = slots_new(bigger.nr_slots);
-	if (!bigger.slots)
-		return -ENOMEM;
-	for (u64 i = 0; i < x->nr_slots; i++)
-		if (x->slots[i].value != INDEX_NONE)
-			insert(&bigger, x->slots[i].tag, x->slots[i].value);
-	free(x->slots);
-	*x = bigger;
+	if (r < 0)
+		return r;
+	for (u32 i = 0; i < s->nr_slots; i++)
+		if (s->slots[i].value != INDEX_NONE)
+			insert(&bigger, s->slots[i].tag, s->slots[i].value);
+	x->nr_slots += bigger.nr_slots - s->nr_slots;
+	free(s->slots);
+	*s = bigger;
 	return 0;
 }
 
 int index_add(struct index *x, u32 tag, u32 value)
 {
-	if (x->nr_entries >= x->nr_slots / 8 * 7) {
-		int r = grow(x);
+	struct shard *s = shard_of(x, tag);
 
-		/* A full table must keep a free slot, or lookups would not end. */
-		if (r < 0 && x->nr_entries + 1 >= x->nr_slots)
+	if (s->nr_entries >= s->nr_slots / 8 * 7) {
+		int r = grow(x, s);
+
+		/* A full shard must keep a free slot, or lookups would not end. */
+		if (r < 0 && s->nr_entries + 1 >= s->nr_slots)
 			return r;
 	}
-	insert(x, tag, value);
+	insert(s, tag, value);
+	x->nr_entries++;
 	return 0;
 }
 
 /* Closes the gap at @hole: each follower that would be found sooner there moves up. */
-static void shift_back(struct index *x, u64 hole)
+static void shift_back(struct shard *s, u32 hole)
 {
-	for (u64 i = next(x, hole); x->slots[i].value != INDEX_NONE; i = next(x, i)) {
-		u64 h = home(x, x->slots[i].tag);
+	for (u32 i = next(s, hole); s->slots[i].value != INDEX_NONE; i = next(s, i)) {
+		u32 h = home(s, s->slots[i].tag);
 		/* Distances around the ring: may the entry at i live at the hole? */
-		u64 from_home = i >= h ? i - h : i + x->nr_slots - h;
-		u64 from_hole = i >= hole ? i - hole : i + x->nr_slots - hole;
+		u32 from_home = i >= h ? i - h : i + s->nr_slots - h;
+		u32 from_hole = i >= hole ? i - hole : i + s->nr_slots - hole;
 
 		if (from_home >= from_hole) {
-			x->slots[hole] = x->slots[i];
+			s->slots[hole] = s->slots[i];
 			hole = i;
 		}
 	}
-	x->slots[hole].value = INDEX_NONE;
+	s->slots[hole].value = INDEX_NONE;
 }
 
 bool index_del(struct index *x, u32 tag, u32 value)
 {
-	for (u64 i = home(x, tag); x->slots[i].value != INDEX_NONE; i = next(x, i)) {
-		if (x->slots[i].tag == tag && x->slots[i].value == value) {
-			shift_back(x, i);
+	struct shard *s = shard_of(x, tag);
+
+	for (u32 i = home(s, tag); s->slots[i].value != INDEX_NONE; i = next(s, i)) {
+		if (s->slots[i].tag == tag && s->slots[i].value == value) {
+			shift_back(s, i);
+			s->nr_entries--;
 			x->nr_entries--;
 			return true;
 		}
@@ -129,9 +153,11 @@ bool index_del(struct index *x, u32 tag, u32 value)
 
 u32 index_find(const struct index *x, u32 tag, bool (*match)(u32 value, void *arg), void *arg)
 {
-	for (u64 i = home(x, tag); x->slots[i].value != INDEX_NONE; i = next(x, i))
-		if (x->slots[i].tag == tag && (!match || match(x->slots[i].value, arg)))
-			return x->slots[i].value;
+	const struct shard *s = &x->shards[tag >> (32 - SHARD_BITS)];
+
+	for (u32 i = home(s, tag); s->slots[i].value != INDEX_NONE; i = next(s, i))
+		if (s->slots[i].tag == tag && (!match || match(s->slots[i].value, arg)))
+			return s->slots[i].value;
 	return INDEX_NONE;
 }
 

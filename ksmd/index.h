@@ -2,17 +2,18 @@
 /*
  * The content index: 32-bit tag -> 32-bit value, many values for one tag allowed.
  *
- * Algorithm. One array of 8-byte slots, linear probing in tag order: a slot's home is (tag *
- * nr_slots) >> 32, so the array is nearly sorted by tag, and slots of one tag are neighbours. Since
- * the home follows from the stored tag alone, the table can grow (by an eighth at a time, not by
+ * Algorithm. 256 shards by the tag's high bits, so that growing is never long. A shard is one array
+ * of 8-byte slots, linear probing in tag order: a slot's home is the rest of the tag scaled to the
+ * number of slots, so the array is nearly sorted by tag, and slots of one tag are neighbours. Since
+ * the home follows from the stored tag alone, a shard can grow (by an eighth at a time, not by
  * doubling) without the full hashes, in one linear walk. Deletion shifts the followers back, so
- * there are no tombstones and lookups stay short at 85% load.
+ * there are no tombstones.
  *
  * Why only 32 bits of the hash: a lookup may hit a page of other content, once in 2^32 / nr_entries
  * (1.6% at 64 Mi entries). The bytes are compared before anything is done (invariant 2), so that
  * costs a read, never a wrong merge; it saves 4 bytes for each page of guest memory.
  *
- * Cost: 8 / 0.75..0.85 = 9.4 to 10.7 bytes an entry.
+ * Cost: 8 bytes at 78 to 87.5% full: 9.1 to 10.3 bytes an entry (`make bench-index` measures it).
  *
  * Not thread-safe. Values must not be INDEX_NONE.
  */
