@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 # bench/: what measures Ballast from outside, and the demo.
 
 OUTSIDE := $(BUILD)/outside
@@ -9,3 +10,14 @@ $(OUTSIDE): $(call obj,bench/outside.c $(COMMON))
 demo: deps
 	@$(MAKE) --no-print-directory all $(OUTSIDE)
 	@BUILD='$(BUILD)' GUESTS='$(GUESTS)' MEM='$(MEM)' KERNEL='$(KERNEL)' bench/demo/demo.sh
+
+REPORT := $(call obj,bench/report.c)
+
+# Each benchmark is a program on the real objects; the daemon's allocator serves it too.
+$(BUILD)/bench-index: $(call obj,bench/index.c ksmd/index.c) $(REPORT) $(call obj,$(COMMON))
+	$(CC) $(LDFLAGS) -o $@ $^ $(JEMALLOC) -ljansson -lm
+
+.PHONY: bench-index
+bench-index: deps
+	@$(MAKE) --no-print-directory $(BUILD)/bench-index
+	BUILD='$(BUILD)' $(BUILD)/bench-index
