@@ -1,25 +1,29 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * outside: counts what guests share, from outside. It asks the kernel and reads guest memory; it never talks to
- * ballastd nor to an agent, so that Ballast's own books can be checked against it.
+ * outside: counts what guests share, from outside. It asks the kernel and reads guest memory; it
+ * never talks to ballastd nor to an agent, so that Ballast's own books can be checked against it.
  *
  *   outside --ram-bytes N [--stop] [--json] [--output FILE] [--timeout S] PID...
  *
- * Of each VMM it finds guest RAM, reads every page that has content, hashes it (XXH3, 128 bits), and asks
- * /proc/PID/pagemap which page frame it lies in. Duplicates are pages with equal content; merged pages are pages that
- * have the frame of another page. What the keys mean is in the tables total_fields and guest_fields below.
+ * Of each VMM it finds guest RAM, reads every page that has content, hashes it (XXH3, 128 bits),
+ * and asks /proc/PID/pagemap which page frame it lies in. Duplicates are pages with equal content;
+ * merged pages are pages that have the frame of another page. What the keys mean is in the tables
+ * total_fields and guest_fields below.
  *
- * Finding RAM. Ballast replaces parts of the one anonymous mapping by private mappings of its store, so RAM is a
- * row of many mappings: the one contiguous row of readable and writable private mappings of N bytes. A
- * neighbour may touch it below, never above: QEMU puts an inaccessible guard page behind each RAM block.
+ * Finding RAM. Ballast replaces parts of the one anonymous mapping by private mappings of its
+ * store, so RAM is a row of many mappings: the one contiguous row of readable and writable private
+ * mappings of N bytes. A neighbour may touch it below, never above: QEMU puts an inaccessible guard
+ * page behind each RAM block.
  *
- * Reading without leaving traces. An absent page of anonymous memory is not read: that would map a zero page, or,
- * where userfaultfd watches, wait for the agent for ever if it is stopped. Absence is what PAGEMAP_SCAN says; its
- * "swapped" includes markers that userfaultfd leaves in empty entries, which are told from swap by their type. In a
- * mapping of the store a page not yet mapped does have content, and reading it is safe: nothing watches for it.
+ * Reading without leaving traces. An absent page of anonymous memory is not read: that would map a
+ * zero page, or, where userfaultfd watches, wait for the agent for ever if it is stopped. Absence
+ * is what PAGEMAP_SCAN says; its "swapped" includes markers that userfaultfd leaves in empty
+ * entries, which are told from swap by their type. In a mapping of the store a page not yet mapped
+ * does have content, and reading it is safe: nothing watches for it.
  *
- * --stop holds all processes with SIGSTOP while counting, for one consistent moment. The process that stops them
- * only waits: a child counts, and is killed if it takes longer than --timeout, so the VMMs always go on.
+ * --stop holds all processes with SIGSTOP while counting, for one consistent moment. The process
+ * that stops them only waits: a child counts, and is killed if it takes longer than --timeout, so
+ * the VMMs always go on. With it unreadable_pages and torn_frames must be 0.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -50,7 +54,8 @@
 #define PM_PFN(e)	((e) & ((1ULL << 55) - 1))
 #define PM_SWAP_TYPE(e) ((e)&31)
 #define KPF_ZERO_PAGE	24
-/* Swap files have the low types; the kernel's own (migration, poison, markers) the last of the 32. */
+/* Swap files have the low types; the kernel's own (migration, poison, markers) the last of the 32.
+ */
 #define SWAP_TYPES_OF_FILES 20
 
 /* How a page of guest RAM is to be read. */
@@ -104,19 +109,15 @@ struct field {
 	size_t offset;
 };
 
-#define TOTAL(f)                               \
-	{                                      \
-#f, offsetof(struct totals, f) \
-	}
-#define GUEST(f)                              \
-	{                                     \
-#f, offsetof(struct guest, f) \
-	}
+// clang-format off
+#define TOTAL(f) { #f, offsetof(struct totals, f) }
+#define GUEST(f) { #f, offsetof(struct guest, f) }
+// clang-format on
 
 static const struct field total_fields[] = {
 	TOTAL(guests),
-	TOTAL(pages),  /* guest pages that have memory behind them */
-	TOTAL(frames), /* page frames that these take; the kernel's zero page is not counted */
+	TOTAL(pages),		  /* guest pages that have memory behind them */
+	TOTAL(frames),		  /* their page frames; the kernel's zero page does not count */
 	TOTAL(nonzero_pages),	  /* of pages: content is not all zeros */
 	TOTAL(distinct_contents), /* of nonzero_pages */
 	TOTAL(dup_pages),	  /* nonzero_pages - distinct_contents: what sharing could remove */
@@ -128,20 +129,29 @@ static const struct field total_fields[] = {
 	TOTAL(zero_merged_pages), /* zero_pages - zero_frames */
 	TOTAL(store_pages),	  /* of pages: mapped to a file, which is Ballast's store */
 	TOTAL(store_frames),	  /* page frames of store_pages */
-	TOTAL(broken_pages), /* of pages: in a mapping of the store, but written since: private again */
-	TOTAL(vmas),	     /* mappings that make up guest RAM */
-	TOTAL(process_vmas),	 /* all mappings of the VMMs */
-	TOTAL(unreadable_pages), /* vanished while being read; 0 with --stop */
-	TOTAL(torn_frames), /* frames read with two contents, i.e. written meanwhile; 0 with --stop */
+	TOTAL(broken_pages),	  /* of pages: in a mapping of the store, but written since */
+	TOTAL(vmas),		  /* mappings that make up guest RAM */
+	TOTAL(process_vmas),	  /* all mappings of the VMMs */
+	TOTAL(unreadable_pages),  /* vanished while being read */
+	TOTAL(torn_frames),	  /* frames read with two contents, i.e. written meanwhile */
 	TOTAL(elapsed_us),
 };
 
+/* shared_pages: of nonzero_pages, those whose frame another page has too. */
 static const struct field guest_fields[] = {
-	GUEST(pid),	      GUEST(ram_start),	   GUEST(ram_bytes),
-	GUEST(vmas),	      GUEST(process_vmas), GUEST(pages),
-	GUEST(nonzero_pages), GUEST(zero_pages),   GUEST(zero_kernel_pages),
-	GUEST(shared_pages), /* of nonzero_pages: another page has the same frame */
-	GUEST(store_pages),   GUEST(broken_pages), GUEST(unreadable_pages),
+	GUEST(pid),
+	GUEST(ram_start),
+	GUEST(ram_bytes),
+	GUEST(vmas),
+	GUEST(process_vmas),
+	GUEST(pages),
+	GUEST(nonzero_pages),
+	GUEST(zero_pages),
+	GUEST(zero_kernel_pages),
+	GUEST(shared_pages),
+	GUEST(store_pages),
+	GUEST(broken_pages),
+	GUEST(unreadable_pages),
 };
 
 static int fail(int error, const char *what, u64 pid)
@@ -182,13 +192,13 @@ static int vma_add(const struct procmap *m, void *arg)
 		if (!l->vmas)
 			return -ENOMEM;
 	}
-	l->vmas[l->nr++] = (struct vma){m->start, m->end, m->ino != 0};
+	l->vmas[l->nr++] = (struct vma){ m->start, m->end, m->ino != 0 };
 	return 0;
 }
 
 static int count_present(int pagemap, u64 start, u64 end, u64 *ret_pages)
 {
-	const struct pagemap_query q = {.any = PAGE_IS_PRESENT, .ret_mask = PAGE_IS_PRESENT};
+	const struct pagemap_query q = { .any = PAGE_IS_PRESENT, .ret_mask = PAGE_IS_PRESENT };
 	struct page_region vec[SCAN_REGIONS];
 	u64 nr_pages = 0;
 
@@ -333,7 +343,7 @@ static void page_content(struct reader *r, u64 page, const u8 *bytes)
 	bool zero = memcmp(bytes, zero_page, PAGE_BYTES) == 0;
 	struct page *p = list_add(zero ? r->zero : r->nonzero);
 
-	*p = (struct page){.guest = r->guest, .pfn = page};
+	*p = (struct page){ .guest = r->guest, .pfn = page };
 	if (!zero)
 		p->hash = XXH3_128bits(bytes, PAGE_BYTES);
 	r->g->pages++;
@@ -355,7 +365,7 @@ static int read_pages(struct reader *r, const u8 *how)
 		if (how[p] != PAGE_READ) {
 			XXH3_128bits_update(r->digest, zero_page, PAGE_BYTES);
 			if (how[p] == PAGE_KERNEL_ZERO) {
-				*list_add(r->zero) = (struct page){.guest = r->guest, .pfn = p};
+				*list_add(r->zero) = (struct page){ .guest = r->guest, .pfn = p };
 				r->g->pages++;
 				r->g->zero_pages++;
 			}
@@ -364,8 +374,9 @@ static int read_pages(struct reader *r, const u8 *how)
 		}
 		while (n < READ_PAGES && p + n < nr_pages && how[p + n] == PAGE_READ)
 			n++;
-		local = (struct iovec){buf, n * PAGE_BYTES};
-		remote = (struct iovec){(void *)(r->g->ram_start + p * PAGE_BYTES), n * PAGE_BYTES};
+		local = (struct iovec){ buf, n * PAGE_BYTES };
+		remote = (struct iovec){ (void *)(r->g->ram_start + p * PAGE_BYTES),
+					 n * PAGE_BYTES };
 		got = process_vm_readv((pid_t)r->g->pid, &local, 1, &remote, 1, 0);
 		if (got < 0 && errno != EFAULT && errno != EIO) {
 			free(buf);
@@ -385,7 +396,8 @@ static int read_pages(struct reader *r, const u8 *how)
 	return 0;
 }
 
-/* Replaces the page index in the new elements of @l by the frame. Pages without one any more are dropped. */
+/* Replaces the page index in the new elements of @l by the frame. Pages without one any more are
+ * dropped. */
 static void resolve_frames(struct page_list *l, size_t from, const u64 *entries, struct guest *g,
 			   u64 *counter, struct page_list *store)
 {
@@ -433,8 +445,8 @@ static int count_guest(struct guest *g, u32 index, struct page_list *nonzero,
 {
 	u64 nr_pages = g->ram_bytes / PAGE_BYTES, *entries = NULL;
 	size_t nonzero_from = nonzero->nr, zero_from = zero->nr;
-	struct reader reader = {.g = g, .guest = index, .nonzero = nonzero, .zero = zero};
-	struct vma_list l = {0};
+	struct reader reader = { .g = g, .guest = index, .nonzero = nonzero, .zero = zero };
+	struct vma_list l = { 0 };
 	u8 *how = NULL;
 	int pagemap, r;
 
@@ -629,8 +641,8 @@ struct options {
 
 static int count_all(const struct options *o, struct guest *guests, u32 nr)
 {
-	struct page_list nonzero = {0}, zero = {0}, store = {0};
-	struct totals t = {.guests = nr};
+	struct page_list nonzero = { 0 }, zero = { 0 }, store = { 0 };
+	struct totals t = { .guests = nr };
 	u64 start = now_us();
 	FILE *f;
 	int r;
@@ -692,7 +704,7 @@ static bool all_stopped(pid_t pid)
 
 static int stop_all(const struct guest *guests, u32 nr)
 {
-	const struct timespec ms = {.tv_nsec = 1000000};
+	const struct timespec ms = { .tv_nsec = 1000000 };
 	u64 start = now_us();
 
 	for (u32 i = 0; i < nr; i++) {
@@ -712,7 +724,7 @@ static int stop_all(const struct guest *guests, u32 nr)
 /* Runs count_all() in a child; see --stop above. Returns the exit status of the program. */
 static int supervise(const struct options *o, struct guest *guests, u32 nr)
 {
-	struct timespec timeout = {.tv_sec = o->timeout_s};
+	struct timespec timeout = { .tv_sec = o->timeout_s };
 	int status = 1 << 8, sig;
 	sigset_t set, old;
 	pid_t child = -1;
@@ -776,15 +788,15 @@ static const char usage[] =
 int main(int argc, char **argv)
 {
 	static const struct option longopts[] = {
-		{"ram-bytes", required_argument, NULL, 'r'},
-		{"stop", no_argument, NULL, 's'},
-		{"json", no_argument, NULL, 'j'},
-		{"kv", no_argument, NULL, 'k'},
-		{"output", required_argument, NULL, 'o'},
-		{"timeout", required_argument, NULL, 't'},
-		{NULL, 0, NULL, 0},
+		{ "ram-bytes", required_argument, NULL, 'r' },
+		{ "stop", no_argument, NULL, 's' },
+		{ "json", no_argument, NULL, 'j' },
+		{ "kv", no_argument, NULL, 'k' },
+		{ "output", required_argument, NULL, 'o' },
+		{ "timeout", required_argument, NULL, 't' },
+		{ NULL, 0, NULL, 0 },
 	};
-	struct options o = {.timeout_s = DEFAULT_TIMEOUT_S};
+	struct options o = { .timeout_s = DEFAULT_TIMEOUT_S };
 	struct guest *guests;
 	int c;
 
@@ -827,7 +839,7 @@ int main(int argc, char **argv)
 			fprintf(stderr, "outside: %s is no PID\n", argv[i]);
 			return 2;
 		}
-		guests[i - optind] = (struct guest){.pid = (u64)pid, .ram_bytes = o.ram_bytes};
+		guests[i - optind] = (struct guest){ .pid = (u64)pid, .ram_bytes = o.ram_bytes };
 	}
 	return supervise(&o, guests, (u32)(argc - optind));
 }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-# samples.csv -> SVG. Upper panel: PSS of the VMMs with ballastd's on top. Lower panel: MemAvailable gained.
+# samples.csv -> SVG. Upper panel: memory of the guests, the store on top, ballastd on top. Lower: MemAvailable gained.
 # Time 0 is when sharing was allowed.
 
 function x(t) { return LEFT + (t - tmin) / (tmax - tmin) * (WIDTH - LEFT - RIGHT) }
@@ -38,6 +38,12 @@ function area(n, values, top, h, max)
 	return path(n, values, top, h, max) sprintf("L%.1f,%.1fL%.1f,%.1fZ", x(t[n]), top + h, x(t[1]), top + h)
 }
 
+function legend(px, color, s)
+{
+	printf "<rect x=\"%.1f\" y=\"12\" width=\"12\" height=\"12\" fill=\"%s\"/>\n", px, color
+	text(px + 18, 22, s, "")
+}
+
 function marker(top, h)
 {
 	printf "<line x1=\"%.1f\" x2=\"%.1f\" y1=\"%d\" y2=\"%d\" stroke=\"#c1121f\" stroke-dasharray=\"4 3\"/>\n",
@@ -48,8 +54,9 @@ NR > 1 {
 	n++
 	t[n] = $1
 	guest[n] = $2 / 1024
-	all[n] = ($2 + $3) / 1024
-	available[n] = $4 / 1024
+	store[n] = ($2 + $3) / 1024
+	all[n] = ($2 + $3 + $4) / 1024
+	available[n] = $5 / 1024
 	if (all[n] > most)
 		most = all[n]
 	if (t[n] <= 0 || n == 1) {
@@ -80,13 +87,13 @@ END {
 	printf "<title>Host memory of %d guests over time</title>\n", guests
 	printf "<rect width=\"%d\" height=\"%d\" fill=\"#fff\"/>\n", WIDTH, HEIGHT
 
-	text(LEFT, 20, "Memory in use on the host, MiB (PSS)", "font-size=\"14\" font-weight=\"600\" fill=\"#1f2933\"")
-	printf "<rect x=\"%d\" y=\"12\" width=\"12\" height=\"12\" fill=\"#3e7cb1\"/>\n", WIDTH - RIGHT - 190
-	text(WIDTH - RIGHT - 172, 22, guests " guests", "")
-	printf "<rect x=\"%d\" y=\"12\" width=\"12\" height=\"12\" fill=\"#f18f01\"/>\n", WIDTH - RIGHT - 74
-	text(WIDTH - RIGHT - 56, 22, "ballastd", "")
+	text(LEFT, 20, "Memory in use on the host, MiB", "font-size=\"14\" font-weight=\"600\" fill=\"#1f2933\"")
+	legend(WIDTH - RIGHT - 380, "#3e7cb1", guests " guests, private")
+	legend(WIDTH - RIGHT - 210, "#8fb8de", "shared (store)")
+	legend(WIDTH - RIGHT - 74, "#f18f01", "ballastd")
 	grid(TOP1, H1, max1, step1)
 	printf "<path d=\"%s\" fill=\"#f18f01\"/>\n", area(n, all, TOP1, H1, max1)
+	printf "<path d=\"%s\" fill=\"#8fb8de\"/>\n", area(n, store, TOP1, H1, max1)
 	printf "<path d=\"%s\" fill=\"#3e7cb1\"/>\n", area(n, guest, TOP1, H1, max1)
 	text(x(0) + 6, y(before, TOP1, H1, max1) - 8, sprintf("%.0f MiB", before),
 	     "font-weight=\"600\" fill=\"#1f2933\"")

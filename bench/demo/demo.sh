@@ -129,7 +129,7 @@ start_daemon()
 		[metrics]
 		port = 0
 	END
-	"$build/ballastd" --config "$dir/ballast.conf" >"$dir/ballastd.log" 2>&1 </dev/null &
+	"$build/ballastd" --config "$dir/ballast.conf" >"$dir/ballastd.log" 2>&1 </dev/null 8>&- &
 	daemon_pid=$!
 	for _ in {1..100}; do
 		gone $daemon_pid && die "ballastd ended at its start" "$dir/ballastd.log"
@@ -157,8 +157,9 @@ start_guests()
 			-serial "file:$dir/guest$i.console" \
 			-kernel build/guest/vmlinuz -initrd build/guest/initrd.gz \
 			-append "console=ttyS0 quiet panic=-1 ballast.seed=$i ballast.scale_percent=$((mem * 100 / 256))" \
-			</dev/null >"$dir/guest$i.log" 2>&1 &
+			</dev/null >"$dir/guest$i.log" 2>&1 8>&- &
 		launcher_pids+=($!)
+		disown # what becomes of it is said by check_alive, not by the shell
 	done
 }
 
@@ -213,9 +214,8 @@ share()
 {
 	local i=0 now_kib t first last
 
-	echo "seconds,guests_pss_kib,ballastd_pss_kib,mem_available_kib" >"$dir/samples.csv"
-	resume_us=$(now_us)
-	((resume_us += BASELINE_SAMPLES * 500000))
+	echo "seconds,guests_kib,store_kib,ballastd_kib,mem_available_kib" >"$dir/samples.csv"
+	resume_us=$(($(now_us) + BASELINE_SAMPLES * 500000))
 	for ((i = 0; ; i++)); do
 		check_alive
 		if [ $i -eq $BASELINE_SAMPLES ]; then
@@ -225,7 +225,7 @@ share()
 		fi
 		sample >>"$dir/samples.csv"
 		t=$((($(now_us) - resume_us) / 1000000))
-		now_kib=$(tail -n 1 "$dir/samples.csv" | awk -F, '{ print $2 + $3 }')
+		now_kib=$(tail -n 1 "$dir/samples.csv" | awk -F, '{ print $2 + $3 + $4 }')
 		if [ $i -le $BASELINE_SAMPLES ]; then
 			first=$now_kib
 		else
@@ -244,17 +244,21 @@ share()
 is_stable()
 {
 	tail -n $STABLE_SAMPLES "$dir/samples.csv" | awk -F, -v limit=$STABLE_KIB '
-		{ v = $2 + $3; if (NR == 1 || v < lo) lo = v; if (NR == 1 || v > hi) hi = v }
+		{ v = $2 + $3 + $4; if (NR == 1 || v < lo) lo = v; if (NR == 1 || v > hi) hi = v }
 		END { exit !(hi - lo < limit) }'
 }
 
 check_arguments
+mkdir -p build
+exec 8>build/demo.lock
+flock -n 8 || die "another demo is running in this checkout"
 rm -rf "$dir"
 mkdir -p "$dir"
 tests/guest/build.sh ${KERNEL:+"$KERNEL"} || exit 1
 start_daemon
 start_guests
 wait_ready
+find_store
 sleep 1 # the guests' consoles and init settle
 snapshot before
 share

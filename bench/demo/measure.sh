@@ -11,16 +11,43 @@ mem_available_kib() { awk '/^MemAvailable:/ { print $2 }' /proc/meminfo; }
 
 pss_kib() { awk '/^Pss:/ { n += $2 } END { print n + 0 }' "$@"; }
 
+# PSS without shared memory, which is the store: its pages are in somebody's PSS only once they are mapped, and a
+# page just merged is not yet mapped by anybody. So the store is counted by its size instead (store_kib).
+own_kib() { awk '/^Pss_(Anon|File):/ { n += $2 } END { print n + 0 }' "$@"; }
+
 rollups() { printf '/proc/%s/smaps_rollup\n' "$@"; }
+
+# The store's descriptors do not change once the guests' agents are connected: looked up once.
+find_store()
+{
+	local fd
+
+	store_fds=()
+	for fd in /proc/"$daemon_pid"/fd/*; do
+		case $(readlink "$fd") in
+		*memfd:ballast-store*) store_fds+=("$fd") ;;
+		esac
+	done
+}
+
+# Memory that the store takes. Several descriptors may be of one file.
+store_kib()
+{
+	if [ ${#store_fds[@]} -eq 0 ]; then
+		echo 0
+	else
+		stat -L -c '%i %b' "${store_fds[@]}" | sort -u | awk '{ n += $2 } END { print int(n / 2) }'
+	fi
+}
 
 sample()
 {
 	local us=$(($(now_us) - resume_us))
 
 	# shellcheck disable=SC2046
-	printf '%d.%03d,%d,%d,%d\n' $((us / 1000000)) $(((us < 0 ? -us : us) / 1000 % 1000)) \
-		"$(pss_kib $(rollups "${guest_pids[@]}"))" "$(pss_kib $(rollups "$daemon_pid"))" \
-		"$(mem_available_kib)" | { [ $us -lt 0 ] && sed 's/^0\./-0./' || cat; }
+	printf '%d.%03d,%d,%d,%d,%d\n' $((us / 1000000)) $(((us < 0 ? -us : us) / 1000 % 1000)) \
+		"$(own_kib $(rollups "${guest_pids[@]}"))" "$(store_kib)" \
+		"$(own_kib $(rollups "$daemon_pid"))" "$(mem_available_kib)" | { [ $us -lt 0 ] && sed 's/^0\./-0./' || cat; }
 }
 
 # CPU time of ballastd and of the agents' threads inside the VMMs. Ticks (10 ms) are what the kernel shows.
@@ -44,19 +71,6 @@ status_kib() { awk -v key="$1:" '$1 == key { n += $2 } END { print n + 0 }' "${@
 
 slab_bytes() { awk -v name="$1" -v dflt="$2" '$1 == name { dflt = $4 } END { print dflt }' /proc/slabinfo; }
 
-# What the store holds beyond the pages that guests map: in nobody's PSS, so it is counted here.
-store_bytes()
-{
-	local fd target
-
-	for fd in /proc/"$daemon_pid"/fd/*; do
-		target=$(readlink "$fd") || continue
-		case $target in
-		*memfd:ballast-store*) stat -L -c '%i %b' "$fd" ;;
-		esac
-	done | sort -u | awk '{ n += $2 * 512 } END { print n + 0 }'
-}
-
 # Notes what processes take beside guest memory, for the snapshot @1.
 note_processes()
 {
@@ -75,9 +89,9 @@ note_processes()
 	}
 	r[$1_daemon_pss_kib]=$(pss_kib "/proc/$daemon_pid/smaps_rollup")
 	# Without the store, which guests' PSS and the page frames account for.
-	r[$1_daemon_own_bytes]=$((($(awk '/^Pss_(Anon|File):/ { n += $2 } END { print n + 0 }' \
-		"/proc/$daemon_pid/smaps_rollup") + $(status_kib VmPTE "/proc/$daemon_pid/status")) * 1024))
-	r[$1_store_bytes]=$(store_bytes)
+	r[$1_daemon_own_bytes]=$((($(own_kib "/proc/$daemon_pid/smaps_rollup") +
+		$(status_kib VmPTE "/proc/$daemon_pid/status")) * 1024))
+	r[$1_store_bytes]=$(($(store_kib) * 1024))
 	r[$1_mem_available_kib]=$(mem_available_kib)
 	for key in pte_bytes daemon_own_bytes store_bytes guests_pss_kib daemon_pss_kib mem_available_kib; do
 		echo "$key=${r[$1_$key]}"
@@ -110,7 +124,7 @@ compute_result()
 	r[seconds]=$seconds
 	# When the memory in use first came within 1 % of what was to be saved in the end.
 	r[settled_seconds]=$(awk -F, '
-		NR > 1 { t[NR] = $1; v[NR] = $2 + $3; if ($1 <= 0) first = v[NR] }
+		NR > 1 { t[NR] = $1; v[NR] = $2 + $3 + $4; if ($1 <= 0) first = v[NR] }
 		END {
 			near = v[NR] + (first - v[NR]) * 0.01
 			for (i = NR; i > 1 && v[i] <= near; i--) at = t[i]

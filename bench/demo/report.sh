@@ -2,7 +2,7 @@
 # shellcheck shell=bash
 # The demo's table, chart and HTML report, from the array r (measure.sh) and samples.csv. Sourced by demo.sh.
 
-mib() { awk -v b="$1" 'BEGIN { printf "%.1f", b / 1048576 }'; }
+mib() { awk -v b="$1" 'BEGIN { b /= 1048576; printf "%.1f", (b > -0.05 && b < 0.05 ? 0 : b) }'; }
 pages_mib() { mib $(($1 * 4096)); }
 
 # Rows of the guests' table: name, PSS before, PSS after, resident, duplicates shared, zero shared, written since.

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 # Prepares the test guest under build/guest/:
 #   vmlinuz     Debian's 6.12 cloud kernel, taken out of its package (not installed), or KERNEL
-#   initrd.gz   busybox, init and the test programs, 100 % ours but for busybox and one module
+#   initrd.gz   busybox, init and the test programs, 100 % ours but for busybox and two modules
 #   kvm-probe   says whether /dev/kvm runs a stock kernel (see accel.sh)
 # Usage: tests/guest/build.sh [KERNEL]. Does nothing when all is there and newer than its sources.
 set -euo pipefail
@@ -72,7 +72,7 @@ fi
 
 # Which kernel is there now; changes with KERNEL=.
 if [ ! -e $out/vmlinuz ] || [ "$(cat $out/.source 2>/dev/null)" != "$source" ] ||
-	[ "$source" -nt $out/vmlinuz ]; then
+	[ "$source" -nt $out/vmlinuz ] || [ tests/guest/build.sh -nt $out/vmlinuz ]; then
 	rm -rf $out/modules $out/vmlinuz $out/.source
 	mkdir -p $out/modules
 	if [ -n "$kernel" ]; then
@@ -84,9 +84,11 @@ if [ ! -e $out/vmlinuz ] || [ "$(cat $out/.source 2>/dev/null)" != "$source" ] |
 		cp $out/deb/boot/vmlinuz-* $out/vmlinuz
 		for dir in $out/deb/lib/modules/*; do
 			mkdir -p "$out/modules/${dir##*/}"
-			xz -dc "$dir/kernel/drivers/virtio/virtio_balloon.ko.xz" \
-				>"$out/modules/${dir##*/}/virtio_balloon.ko" ||
-				die "cannot unpack virtio_balloon.ko.xz: apt-get install xz-utils"
+			for module in virtio/virtio_balloon block/virtio_blk; do
+				/bin/busybox xzcat "$dir/kernel/drivers/$module.ko.xz" \
+					>"$out/modules/${dir##*/}/${module##*/}.ko" ||
+					die "cannot unpack $module.ko.xz: is the disk full?"
+			done
 		done
 		rm -rf $out/deb
 	fi
@@ -108,14 +110,15 @@ stale()
 }
 
 shared="tests/guest/guest.c tests/guest/guest.h common/types.h common/clock.h"
-if stale $out/initrd.gz tests/guest/init tests/guest/workload.c tests/guest/memcheck.c $shared \
+if stale $out/initrd.gz tests/guest/init tests/guest/workload.c tests/guest/memcheck.c \
+	tests/guest/diskcheck.c $shared \
 	tests/guest/build.sh /bin/busybox; then
 	root=$out/root
 	rm -rf $root
 	mkdir -p $root/bin $root/lib $root/dev
 	cp /bin/busybox $root/bin/busybox
 	install -m 755 tests/guest/init $root/init
-	for p in workload memcheck; do
+	for p in workload memcheck diskcheck; do
 		gcc $cflags -static -s -o $root/bin/$p tests/guest/$p.c tests/guest/guest.c ||
 			die "cannot build $p statically: apt-get install gcc libc6-dev"
 	done

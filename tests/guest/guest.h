@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * What the programs inside the test guest share: page contents that can be predicted from a key, and
- * parameters from the kernel command line ("ballast.NAME=N", the only way into a guest without devices).
+ * What the programs inside the test guest share: page contents that can be predicted from a key,
+ * and parameters from the kernel command line ("ballast.NAME=N", the only way into a guest without
+ * devices).
  */
 #ifndef BALLAST_TESTS_GUEST_H
 #define BALLAST_TESTS_GUEST_H
@@ -20,7 +21,7 @@ void content_fill(u64 *page, u64 key);
 /* The decimal value of "@name=" on the kernel command line, or @dflt. */
 u64 guest_param(const char *name, u64 dflt);
 
-/* Anonymous memory; the guest dies loudly if it cannot have it, since a test would mean nothing then. */
+/* Anonymous memory; a guest that cannot have it dies loudly, as a test would mean nothing then. */
 void *guest_alloc(u64 bytes);
 void guest_die(const char *what) __attribute__((noreturn));
 

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Does /dev/kvm run a kernel? Exits with 0 if a tiny VM in 64-bit ring 0 takes a breakpoint trap through its IDT
- * and returns from it, as every Linux kernel does while it boots (text patching); with 1 if not, saying why.
+ * Does /dev/kvm run a kernel? Exits with 0 if a tiny VM in 64-bit ring 0 takes a breakpoint trap
+ * through its IDT and returns from it, as every Linux kernel does while it boots (text patching);
+ * with 1 if not, saying why.
  *
- * The VM runs in a child with a time-out, since a KVM that cannot emulate an instruction may also spin.
+ * The VM runs in a child with a time-out, since a KVM that cannot emulate an instruction may also
+ * spin.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -18,8 +20,9 @@
 #include <unistd.h>
 #include "common/types.h"
 
-#define TIMEOUT_MS 2000
-#define RAM_BYTES  0x10000
+#define TIMEOUT_MS    2000
+#define RAM_BYTES     0x10000
+#define CPUID_ENTRIES 256
 
 /* Where things lie in the probe's guest memory. */
 enum {
@@ -39,9 +42,9 @@ enum {
 #define SEL_DATA      0x10
 
 /* int3; out PORT_RETURNED, al; hlt */
-static const u8 code[] = {0xcc, 0xe6, PORT_RETURNED, 0xf4};
+static const u8 code[] = { 0xcc, 0xe6, PORT_RETURNED, 0xf4 };
 /* out PORT_TRAPPED, al; iretq */
-static const u8 handler[] = {0xe6, PORT_TRAPPED, 0x48, 0xcf};
+static const u8 handler[] = { 0xe6, PORT_TRAPPED, 0x48, 0xcf };
 
 static int failed(const char *what)
 {
@@ -64,23 +67,36 @@ static void fill_ram(u8 *ram)
 	memcpy(ram + AT_HANDLER, handler, sizeof(handler));
 }
 
+/* Without the host's CPUID the VM has a processor that knows no long mode. */
+static int set_cpuid(int kvm, int vcpu)
+{
+	static struct {
+		struct kvm_cpuid2 head;
+		struct kvm_cpuid_entry2 entries[CPUID_ENTRIES];
+	} cpuid = { .head.nent = CPUID_ENTRIES };
+
+	if (ioctl(kvm, KVM_GET_SUPPORTED_CPUID, &cpuid) < 0)
+		return -1;
+	return ioctl(vcpu, KVM_SET_CPUID2, &cpuid);
+}
+
 static int set_registers(int vcpu)
 {
-	struct kvm_segment cs = {.limit = 0xffffffff,
-				 .selector = SEL_CODE,
-				 .type = 11,
-				 .present = 1,
-				 .s = 1,
-				 .l = 1,
-				 .g = 1};
-	struct kvm_segment ds = {.limit = 0xffffffff,
-				 .selector = SEL_DATA,
-				 .type = 3,
-				 .present = 1,
-				 .db = 1,
-				 .s = 1,
-				 .g = 1};
-	struct kvm_regs regs = {.rip = AT_CODE, .rsp = AT_STACK, .rflags = 2};
+	struct kvm_segment cs = { .limit = 0xffffffff,
+				  .selector = SEL_CODE,
+				  .type = 11,
+				  .present = 1,
+				  .s = 1,
+				  .l = 1,
+				  .g = 1 };
+	struct kvm_segment ds = { .limit = 0xffffffff,
+				  .selector = SEL_DATA,
+				  .type = 3,
+				  .present = 1,
+				  .db = 1,
+				  .s = 1,
+				  .g = 1 };
+	struct kvm_regs regs = { .rip = AT_CODE, .rsp = AT_STACK, .rflags = 2 };
 	struct kvm_sregs s;
 
 	if (ioctl(vcpu, KVM_GET_SREGS, &s) < 0)
@@ -102,7 +118,7 @@ static int set_registers(int vcpu)
 
 static int run_vm(void)
 {
-	struct kvm_userspace_memory_region region = {.memory_size = RAM_BYTES};
+	struct kvm_userspace_memory_region region = { .memory_size = RAM_BYTES };
 	int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC), vm, vcpu, size;
 	bool trapped = false;
 	struct kvm_run *run;
@@ -126,7 +142,7 @@ static int run_vm(void)
 	if (vcpu < 0 || size < 0)
 		return failed("KVM_CREATE_VCPU");
 	run = mmap(NULL, (size_t)size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
-	if (run == MAP_FAILED || set_registers(vcpu) < 0)
+	if (run == MAP_FAILED || set_cpuid(kvm, vcpu) < 0 || set_registers(vcpu) < 0)
 		return failed("vCPU state");
 
 	while (ioctl(vcpu, KVM_RUN, 0) == 0) {
@@ -144,7 +160,7 @@ static int run_vm(void)
 
 int main(void)
 {
-	const struct timespec ms = {.tv_nsec = 1000000};
+	const struct timespec ms = { .tv_nsec = 1000000 };
 	pid_t pid = fork();
 	int status;
 

@@ -5,20 +5,22 @@
  * A page's content is a function of its index and of how often it was written (its version):
  *
  *   version % 4   content
- *        0        the base: a zero page (1 in 8), alike in many pages of this guest (4 in 8), or alike in
- *                 all guests at the same index (3 in 8)
+ *        0        the base: zero (1 page in 8), alike in many pages of this guest (4 in 8),
+ *                 or alike in all guests at the same index (3 in 8)
  *        1        the base with one word changed: one store breaks the sharing
  *        2        the base again: the store undone, the page can merge again
  *        3        a page like no other
  *
- * Reads go everywhere. Writes go into a window of an eighth of the memory, each advancing a page by one version;
- * every few seconds the window's pages are brought back to their base and another window is chosen. So at any time
- * most of the memory is at rest and can merge, and each phase breaks what merged and lets it converge again.
+ * Reads go everywhere. Writes go into a window of an eighth of the memory, each advancing a page by
+ * one version; every few seconds the window's pages are brought back to their base and another
+ * window is chosen. So at any time most of the memory is at rest and can merge, and each phase
+ * breaks what merged and lets it converge again.
  *
- * Once a second: "CHECK iter=N writes=N errors=N stall_ms=N stall_max_ms=N", iter being checked accesses (one
- * word each), stall_ms the longest time between two accesses since the last such line, stall_max_ms since the
- * start. An error prints one line with the address and both values (the first few errors only).
- * With ballast.check_seconds=N it ends after N seconds by checking every word: "CHECK-DONE ... errors=N".
+ * Once a second: "CHECK iter=N writes=N errors=N stall_ms=N stall_max_ms=N", iter being checked
+ * accesses (one word each), stall_ms the longest time between two accesses since the last such
+ * line, stall_max_ms since the start. An error prints one line with the address and both values
+ * (the first few errors only). With ballast.check_seconds=N it ends after N seconds by checking
+ * every word: "CHECK-DONE ... errors=N".
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -154,7 +156,7 @@ int main(void)
 {
 	u64 seconds = guest_param("ballast.check_seconds", 0);
 	u64 phase_us = guest_param("ballast.check_phase_ms", 3000) * 1000;
-	struct check c = {.seed = guest_param("ballast.seed", 0)};
+	struct check c = { .seed = guest_param("ballast.seed", 0) };
 	u64 start, next_print, next_phase;
 
 	setvbuf(stdout, NULL, _IOLBF, 0);

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Fills a guest's memory the way a fleet of like servers does: the same files read into page cache, files of
- * its own, a program whose text and heap are alike in every guest, memory of its own, and memory that was
- * zeroed and is kept. Then it says GUEST-READY and sleeps, so that all that is there stays there.
+ * Fills a guest's memory the way a fleet of like servers does: the same files read into page cache,
+ * files of its own, a program whose text and heap are alike in every guest, memory of its own, and
+ * memory that was zeroed and is kept. Then it says GUEST-READY and sleeps, so that all that is
+ * there stays there.
  *
  * Defaults fit a guest of 256 MiB; "ballast.scale_percent=200" doubles all of them.
  */
