@@ -21,6 +21,16 @@
 #define AGENTS_MAX 1024
 /* Who connects and does not say HELLO is dropped. */
 #define HELLO_TIMEOUT_US 5000000
+/* The dearest page there is: one that is replaced inside a mapping, after a look at all
+ * descriptors. */
+#define CPU_PAGE_MAX_US 1000
+/* Of the main thread's time, before an agent has to rest. */
+#define BUSY_MAX_US 50000
+/* What one message may discard; an agent with more tells it in several. */
+#define DISCARD_MAX GIB(16)
+#ifndef SO_PEERPIDFD
+#define SO_PEERPIDFD 77
+#endif
 /* Messages taken from one agent before the others get their turn. */
 #define MESSAGES_AT_ONCE 16
 
@@ -28,7 +38,9 @@ struct agent {
 	struct core *core;
 	int fd;
 	pid_t pid;
-	sd_event_source *io, *hello_timer;
+	struct peer_process peer;
+	sd_event_source *io, *hello_timer, *rest_timer;
+	u64 busy_us;   /* of our time that it has taken since it last rested */
 	struct vm *vm; /* NULL before HELLO */
 };
 
@@ -45,6 +57,9 @@ static void agent_close(struct agent *a)
 	}
 	sd_event_source_disable_unref(a->io);
 	sd_event_source_disable_unref(a->hello_timer);
+	sd_event_source_disable_unref(a->rest_timer);
+	if (a->peer.pidfd >= 0)
+		close(a->peer.pidfd);
 	close(a->fd);
 	free(a);
 	if (c->nr_agents-- == AGENTS_MAX)
@@ -101,7 +116,7 @@ static int on_hello(struct agent *a)
 		return refuse(a, -EPROTO, "its page size is not 4096");
 	clean_name(rx.hello.name);
 	clean_name(rx.hello.uuid);
-	r = core_vm_get(c, a->pid, rx.hello.name, rx.hello.uuid, &vm);
+	r = core_vm_get(c, &a->peer, rx.hello.name, rx.hello.uuid, &vm);
 	if (r < 0) {
 		snprintf(reason, sizeof(reason), "cannot look into the process: %s", strerror(-r));
 		return refuse(a, r, reason);
@@ -138,27 +153,46 @@ static u64 growth(u64 now, u64 *seen)
 	return by;
 }
 
+/*
+ * What an agent says that a request has cost it counts against the budget of all. It cannot have
+ * been more than its two threads had time for, nor than the work is ever worth.
+ */
+static u64 believable_cpu_us(const struct vm *vm, u64 claimed)
+{
+	u64 elapsed = now_us() - vm->asked_us;
+
+	return MIN(claimed, MIN(2 * elapsed, (u64)vm->asked_pages * CPU_PAGE_MAX_US + 1000));
+}
+
 static int on_done(struct vm *vm)
 {
 	static struct ksm_segment segments[WIRE_PAGES_MAX];
 	u32 nr = wire_count(&rx);
-	u64 cpu = growth(rx.done.cpu_us, &vm->cpu_us_seen);
+	int r;
 
-	/* An agent that claims an hour of CPU would stop the scan of all VMs: what one request can
-	 * cost is bounded. */
-	vm->cpu_us += MIN(cpu, (u64)1000000);
-	vm->guest_faults +=
-		growth(rx.done.wait_faults + rx.done.fill_faults, &vm->guest_faults_seen);
 	for (u32 i = 0; i < nr; i++)
 		segments[i] = (struct ksm_segment){ rx.segments[i].hva, rx.segments[i].nr_pages,
 						    rx.segments[i].status };
-	return engine_done(vm->ksm, rx.h.seq, segments, nr);
+	r = engine_done(vm->ksm, rx.h.seq, segments, nr);
+	if (r < 0)
+		return r;
+	vm->cpu_us += believable_cpu_us(vm, growth(rx.done.cpu_us, &vm->cpu_us_seen));
+	vm->guest_faults +=
+		growth(rx.done.wait_faults + rx.done.fill_faults, &vm->guest_faults_seen);
+	return 0;
 }
 
 static int on_discard(struct vm *vm)
 {
+	u64 bytes = 0;
 	int r = 0;
 
+	/* Once for each page at most; an honest agent tells of merged pages only. */
+	for (u32 i = 0; i < wire_count(&rx); i++) {
+		bytes += rx.ranges[i].bytes;
+		if (rx.ranges[i].bytes > DISCARD_MAX || bytes > DISCARD_MAX)
+			return -EPROTO;
+	}
 	for (u32 i = 0; r == 0 && i < wire_count(&rx); i++)
 		r = engine_discard(vm->ksm, rx.ranges[i].hva, rx.ranges[i].bytes);
 	return r;
@@ -168,6 +202,8 @@ static int on_region_add(struct vm *vm)
 {
 	int r = engine_region_add(vm->ksm, rx.region.hva, rx.region.bytes);
 
+	if (r == -EAGAIN)
+		return -ECONNRESET; /* it connects again, and tells it again */
 	if (r == 0)
 		log_info("VM %s: %llu MiB of guest memory", vm->name,
 			 (unsigned long long)(rx.region.bytes >> 20));
@@ -201,12 +237,30 @@ static int handle(struct agent *a)
 	}
 }
 
+static int on_rested(sd_event_source *s, uint64_t usec, void *arg)
+{
+	struct agent *a = arg;
+
+	a->busy_us = 0;
+	a->rest_timer = sd_event_source_disable_unref(a->rest_timer);
+	return sd_event_source_set_enabled(a->io, SD_EVENT_ON);
+}
+
+/* An agent that keeps us busy gets a tenth of the time at most. */
+static void rest(struct agent *a)
+{
+	if (!a->rest_timer && sd_event_add_time(a->core->event, &a->rest_timer, CLOCK_MONOTONIC,
+						now_us() + 9 * a->busy_us, 0, on_rested, a) >= 0)
+		sd_event_source_set_enabled(a->io, SD_EVENT_OFF);
+}
+
 static int on_message(sd_event_source *s, int fd, uint32_t revents, void *arg)
 {
 	struct agent *a = arg;
 	struct core *c = a->core;
 	const char *who = a->vm ? a->vm->name : "not introduced";
 	const char *why = "message out of place";
+	u64 started = now_us();
 	int passed_fd, r = 0;
 
 	for (int i = 0; r == 0 && i < MESSAGES_AT_ONCE; i++) {
@@ -231,6 +285,10 @@ static int on_message(sd_event_source *s, int fd, uint32_t revents, void *arg)
 				 strerror(-r));
 		}
 		agent_close(a);
+	} else {
+		a->busy_us += now_us() - started;
+		if (a->busy_us > BUSY_MAX_US)
+			rest(a);
 	}
 	core_kick(c);
 	return 0;
@@ -246,6 +304,34 @@ static int on_hello_timeout(sd_event_source *s, uint64_t usec, void *arg)
 	return 0;
 }
 
+static int on_accept_again(sd_event_source *s, uint64_t usec, void *arg)
+{
+	struct core *c = arg;
+
+	c->accept_timer = sd_event_source_disable_unref(c->accept_timer);
+	return sd_event_source_set_enabled(c->agent_source, SD_EVENT_ON);
+}
+
+static void pause_accept(struct core *c)
+{
+	log_warn("cannot accept a connection: %s", strerror(errno));
+	if (!c->accept_timer && sd_event_add_time(c->event, &c->accept_timer, CLOCK_MONOTONIC,
+						  now_us() + 1000000, 0, on_accept_again, c) >= 0)
+		sd_event_source_set_enabled(c->agent_source, SD_EVENT_OFF);
+}
+
+/* The process that connected. Without SO_PEERPIDFD (Linux 6.5) a pid could be another process's by
+ * now. */
+static int peer_pidfd(int sock)
+{
+	socklen_t len = sizeof(int);
+	int fd;
+
+	if (getsockopt(sock, SOL_SOCKET, SO_PEERPIDFD, &fd, &len) < 0)
+		return -errno;
+	return fd;
+}
+
 static int on_connection(sd_event_source *s, int listen_fd, uint32_t revents, void *arg)
 {
 	struct core *c = arg;
@@ -254,8 +340,12 @@ static int on_connection(sd_event_source *s, int listen_fd, uint32_t revents, vo
 	struct agent *a;
 	int fd = accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 
-	if (fd < 0)
+	if (fd < 0) {
+		/* Out of descriptors, as a rule: the socket stays readable, so look again later. */
+		if (errno != EAGAIN && errno != ECONNABORTED)
+			pause_accept(c);
 		return 0;
+	}
 	a = calloc(1, sizeof(*a));
 	if (!a || getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0 || cred.pid <= 0) {
 		free(a);
@@ -265,6 +355,13 @@ static int on_connection(sd_event_source *s, int listen_fd, uint32_t revents, vo
 	a->core = c;
 	a->fd = fd;
 	a->pid = cred.pid;
+	a->peer =
+		(struct peer_process){ .pid = cred.pid, .uid = cred.uid, .pidfd = peer_pidfd(fd) };
+	if (a->peer.pidfd < 0) {
+		free(a);
+		close(fd);
+		return 0;
+	}
 	/* At the limit nobody is accepted; those who wait, wait in the backlog. */
 	if (++c->nr_agents == AGENTS_MAX)
 		sd_event_source_set_enabled(c->agent_source, SD_EVENT_OFF);
@@ -303,6 +400,7 @@ void agents_stop(struct core *c)
 		if (vm->agent)
 			agent_close(vm->agent);
 	c->agent_source = sd_event_source_disable_unref(c->agent_source);
+	c->accept_timer = sd_event_source_disable_unref(c->accept_timer);
 	if (c->agent_fd >= 0) {
 		close(c->agent_fd);
 		unlink(c->config.agent_socket);
@@ -320,14 +418,18 @@ static int send_merge(void *conn, u32 seq, const struct ksm_run *runs, u32 nr)
 {
 	struct vm *vm = conn;
 
+	vm->asked_us = now_us();
+	vm->asked_pages = 0;
 	wire_init(&tx, WIRE_MERGE, seq, nr * sizeof(tx.runs[0]));
-	for (u32 i = 0; i < nr; i++)
+	for (u32 i = 0; i < nr; i++) {
+		vm->asked_pages += runs[i].nr_pages;
 		tx.runs[i] = (struct wire_run){
 			.hva = runs[i].hva,
 			.store_offset = runs[i].store_offset,
 			.nr_pages = runs[i].nr_pages,
 			.kind = runs[i].zero ? WIRE_RUN_ZERO : WIRE_RUN_STORE,
 		};
+	}
 	return wire_send(vm->agent->fd, &tx, -1, 0);
 }
 
@@ -335,6 +437,10 @@ static int send_unmerge(void *conn, u32 seq, const struct ksm_range *ranges, u32
 {
 	struct vm *vm = conn;
 
+	vm->asked_us = now_us();
+	vm->asked_pages = 0;
+	for (u32 i = 0; i < nr; i++)
+		vm->asked_pages += (u32)(ranges[i].bytes >> PAGE_SHIFT);
 	wire_init(&tx, WIRE_UNMERGE, seq, nr * sizeof(tx.ranges[0]));
 	for (u32 i = 0; i < nr; i++)
 		tx.ranges[i] = (struct wire_range){ ranges[i].hva, ranges[i].bytes };

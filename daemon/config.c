@@ -13,6 +13,7 @@
 #include <fcntl.h>
 #include <fnmatch.h>
 #include <ini.h>
+#include <pwd.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -508,11 +509,29 @@ void config_free(struct config *c)
 	c->nr_vms = 0;
 }
 
-const struct config_vm *config_vm_match(const struct config *c, const char *name, const char *uuid)
+static bool is_user(const char *user, uid_t uid)
+{
+	const struct passwd *pw;
+	char *end;
+	unsigned long n;
+
+	if (strcmp(user, "any") == 0)
+		return true;
+	n = strtoul(user, &end, 10);
+	if (*user && !*end)
+		return n == uid;
+	pw = getpwnam(user);
+	return pw && pw->pw_uid == uid;
+}
+
+const struct config_vm *config_vm_match(const struct config *c, const char *name, const char *uuid,
+					uid_t uid)
 {
 	for (u32 i = 0; i < c->nr_vms; i++) {
 		const char *glob = c->vms[i].glob;
 
+		if (!is_user(c->vms[i].user, uid))
+			continue;
 		if ((name && fnmatch(glob, name, 0) == 0) ||
 		    (uuid && fnmatch(glob, uuid, FNM_CASEFOLD) == 0))
 			return &c->vms[i];

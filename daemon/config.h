@@ -12,6 +12,7 @@
 #define BALLAST_DAEMON_CONFIG_H
 
 #include <stdio.h>
+#include <sys/types.h>
 #include "common/types.h"
 
 #define CONFIG_DEFAULT_PATH "/etc/ballast/ballast.conf"
@@ -31,6 +32,9 @@ struct config_vm {
 	char glob[CONFIG_NAME_MAX];
 	enum share_mode share;
 	char domain[CONFIG_NAME_MAX];
+	/* The section is only for VMMs that run as this user (a name, a number, or "any"): a VM's
+	 * name is its own word, its user is the kernel's. */
+	char user[CONFIG_NAME_MAX];
 };
 
 struct config {
@@ -72,6 +76,7 @@ void config_free(struct config *c); /* frees what @c owns, not @c */
 
 /* The settings of a VM by name or UUID, either of which may be NULL; &c->vm_default if no section
  * matches. Valid until config_free(). */
-const struct config_vm *config_vm_match(const struct config *c, const char *name, const char *uuid);
+const struct config_vm *config_vm_match(const struct config *c, const char *name, const char *uuid,
+					uid_t uid);
 
 #endif

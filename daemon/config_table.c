@@ -130,6 +130,10 @@ static const struct value_type type_address = {
 		"an IPv4 or IPv6 address such as 127.0.0.1 or ::1 (host names are not looked up)",
 	.check = check_address,
 };
+static const struct value_type type_user = {
+	.accepts = "a user name or number, or any",
+	.check = check_domain,
+};
 static const struct value_type type_domain = {
 	.accepts = "a domain name made of A-Z a-z 0-9 . _ - that does not begin with a dot",
 	.check = check_domain,
@@ -180,6 +184,8 @@ const struct setting config_settings[] = {
 	  "only VMs that were started with the agent are seen at all: starting them so is the consent" },
 	{ SEC_VM, "domain", &type_domain, IN_VM(domain), 1, CONFIG_NAME_MAX - 1, "default",
 	  "one tenant a host is the common case; give each tenant a domain of its own otherwise" },
+	{ SEC_VM, "user", &type_user, IN_VM(user), 1, CONFIG_NAME_MAX - 1, "any",
+	  "most hosts run all VMMs as one user; where tenants have their own, their domains should name it" },
 };
 _Static_assert(ARRAY_SIZE(config_settings) == CONFIG_NR_SETTINGS, "count the rows");
 

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
-#include <sys/pidfd.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include "common/clock.h"
@@ -17,7 +17,7 @@
 #define MAX_MAP_COUNT_DEFAULT 65530
 #define MAPS_LEFT_TO_VMM      8192
 /* A VM may be larger than the host, within reason. */
-#define VM_MAX_TIMES_HOST     4
+#define VM_MAX_TIMES_HOST 4
 
 static enum ksm_mode mode_of(enum share_mode share)
 {
@@ -45,6 +45,9 @@ static struct engine_config engine_config_of(const struct core *c)
 		.interval_us = c->config.scan_interval_us,
 		.store_max_bytes = c->config.store_max_bytes,
 		.threads = c->config.scan_threads,
+		/* At a small budget a request is small, so that the budget is kept second by
+		   second. */
+		.request_pages = MIN(MAX(c->config.scan_cpu_permille * 8, 128u), ENGINE_PAGES_MAX),
 		.enabled = c->config.scan_enabled && !c->paused,
 		.maps_limit = maps_limit(),
 		.vm_max_bytes = (u64)sysconf(_SC_PHYS_PAGES) * PAGE_BYTES * VM_MAX_TIMES_HOST,
@@ -100,24 +103,25 @@ static int on_exit_of_vm(sd_event_source *s, int fd, uint32_t revents, void *arg
 	vm_unlink(vm);
 	agents_forget_vm(vm);
 	vm_free(vm);
-	recovery_save(c);
+	(void)recovery_save(c); /* a process too many in it does no harm */
 	core_kick(c);
 	return 0;
 }
 
-static int vm_watch(struct vm *vm)
+static bool is_alive(int pidfd)
 {
-	u64 starttime;
-	int r;
+	struct pollfd p = { .fd = pidfd, .events = POLLIN };
 
-	vm->pidfd = pidfd_open(vm->pid, 0);
+	return poll(&p, 1, 0) == 0;
+}
+
+/* The pidfd is of the process that connected, whatever became of its pid since. */
+static int vm_watch(struct vm *vm, int pidfd)
+{
+	vm->pidfd = fcntl(pidfd, F_DUPFD_CLOEXEC, 0);
 	if (vm->pidfd < 0)
 		return -errno;
-	/* Now that the pid cannot be reused unseen: is it still the process that connected? */
-	r = proc_starttime(vm->pid, &starttime);
-	if (r < 0)
-		return r;
-	if (starttime != vm->starttime)
+	if (!is_alive(vm->pidfd))
 		return -ESRCH;
 	return sd_event_add_io(vm->core->event, &vm->exit_source, vm->pidfd, EPOLLIN, on_exit_of_vm,
 			       vm);
@@ -125,7 +129,8 @@ static int vm_watch(struct vm *vm)
 
 static void apply_vm_config(struct vm *vm)
 {
-	const struct config_vm *cv = config_vm_match(&vm->core->config, vm->name, vm->uuid);
+	const struct config_vm *cv =
+		config_vm_match(&vm->core->config, vm->name, vm->uuid, vm->uid);
 
 	vm->share = cv->share;
 	engine_vm_set_mode(vm->ksm, mode_of(cv->share));
@@ -135,56 +140,66 @@ static void apply_vm_config(struct vm *vm)
 			 vm->name, vm->domain, cv->domain);
 }
 
-int core_vm_get(struct core *c, pid_t pid, const char *name, const char *uuid, struct vm **ret)
+int core_vm_get(struct core *c, const struct peer_process *peer, const char *name, const char *uuid,
+		struct vm **ret)
 {
+	const struct config_vm *cv = config_vm_match(&c->config, name, uuid, peer->uid);
 	struct ksm_domain *d;
 	const char *domain;
 	struct vm *vm;
 	u64 starttime;
-	int r = proc_starttime(pid, &starttime);
+	int r = proc_starttime(peer->pid, &starttime);
 
 	if (r < 0)
 		return r;
 	for (vm = c->vms; vm; vm = vm->next) {
-		if (vm->pid == pid && vm->starttime == starttime) {
+		if (vm->pid == peer->pid && vm->starttime == starttime) {
 			*ret = vm;
 			return 0;
 		}
 	}
+	/* The state file must be able to name them all, those of a previous daemon twice. */
+	if (c->nr_vms >= CORE_VMS_MAX)
+		return -ENOSPC;
 	vm = calloc(1, sizeof(*vm));
 	if (!vm)
 		return -ENOMEM;
 	vm->core = c;
-	vm->pid = pid;
+	vm->pid = peer->pid;
+	vm->uid = peer->uid;
 	vm->starttime = starttime;
 	vm->pidfd = -1;
 	snprintf(vm->name, sizeof(vm->name), "%s", name);
 	snprintf(vm->uuid, sizeof(vm->uuid), "%s", uuid);
-	domain = recovery_domain(c, pid, starttime);
-	if (!domain)
-		domain = config_vm_match(&c->config, name, uuid)->domain;
-	snprintf(vm->domain, sizeof(vm->domain), "%s", domain);
-	r = vm_watch(vm);
+	domain = recovery_domain(c, vm->pid, starttime);
+	snprintf(vm->domain, sizeof(vm->domain), "%s", domain ? domain : cv->domain);
+	r = vm_watch(vm, peer->pidfd);
 	if (r == 0)
 		r = engine_domain(c->engine, vm->domain, &d);
 	if (r == 0)
-		r = engine_vm_add(c->engine, pid, d, KSM_OFF, &vm->ksm);
+		r = engine_vm_add(c->engine, vm->pid, d, KSM_OFF, &vm->ksm);
 	if (r < 0) {
 		vm_free(vm);
 		return r;
 	}
-	apply_vm_config(vm);
 	vm->next = c->vms;
 	c->vms = vm;
 	c->nr_vms++;
-	recovery_save(c);
+	/* Before it is given the store: a daemon after us must know of every process that may map
+	 * it (invariant 4). */
+	r = recovery_save(c);
+	if (r < 0) {
+		vm_unlink(vm);
+		engine_vm_exit(vm->ksm);
+		vm_free(vm);
+		return r;
+	}
+	apply_vm_config(vm);
 	*ret = vm;
 	return 0;
 }
 
-/* --- work
- * ------------------------------------------------------------------------------------------------------
- */
+/* --- work ------------------------------------------------------------------------------------- */
 
 u64 core_cpu_us(const struct core *c)
 {
@@ -288,9 +303,7 @@ static const struct control_ops control_ops = {
 	.share = op_share,
 };
 
-/* --- life
- * ------------------------------------------------------------------------------------------------------
- */
+/* --- life ------------------------------------------------------------------------------------- */
 
 void core_reload(struct core *c)
 {
@@ -370,7 +383,9 @@ int core_start(struct core *c)
 	r = recovery_start(c);
 	if (r < 0)
 		return r;
-	recovery_save(c);
+	r = recovery_save(c);
+	if (r < 0)
+		return r;
 	r = control_new(c->event, c->config.control_socket, &control_ops, c, &c->control);
 	if (r < 0) {
 		log_err("cannot listen on %s: %s", c->config.control_socket, strerror(-r));

@@ -31,15 +31,28 @@ struct vm {
 	struct vm *next;
 	char name[WIRE_NAME_MAX], uuid[WIRE_UUID_MAX], domain[CONFIG_NAME_MAX];
 	pid_t pid;
+	uid_t uid;
 	u64 starttime; /* with the pid: this process and no other */
 	int pidfd;
 	sd_event_source *exit_source;
 	struct agent *agent; /* NULL: not connected */
 	struct ksm_vm *ksm;
 	enum share_mode share;
+	u64 asked_us; /* when its outstanding request was sent */
+	u32 asked_pages;
 	u64 cpu_us, cpu_us_seen; /* of its agents: in all, and of the present connection */
 	u64 guest_faults, guest_faults_seen;
 };
+
+/* Who is at the other end of a connection, by the kernel's word. */
+struct peer_process {
+	pid_t pid;
+	uid_t uid;
+	int pidfd;
+};
+
+/* VMs at once: the state file has room for twice as many (recovery.c). */
+#define CORE_VMS_MAX 2048
 
 struct core {
 	const char *config_path;
@@ -60,6 +73,7 @@ struct core {
 	int lock_fd, agent_fd;
 	sd_event_source *agent_source;
 	u32 nr_agents;
+	sd_event_source *accept_timer;
 	struct control *control;
 	struct mx_http *http;
 	struct published *published; /* RCU */
@@ -72,7 +86,8 @@ void core_stop(struct core *c);
 void core_reload(struct core *c);
 void core_kick(struct core *c); /* there may be work: run the engine as soon as the budget allows */
 /* Finds the VM of a process, or adds it. */
-int core_vm_get(struct core *c, pid_t pid, const char *name, const char *uuid, struct vm **ret);
+int core_vm_get(struct core *c, const struct peer_process *peer, const char *name, const char *uuid,
+		struct vm **ret);
 u64 core_cpu_us(const struct core *c);
 
 /* agents.c */
@@ -86,7 +101,7 @@ int recovery_start(struct core *c);
 void recovery_free(struct core *c);
 /* The domain that a process's memory is merged in since before the restart; NULL: none. */
 const char *recovery_domain(const struct core *c, pid_t pid, u64 starttime);
-void recovery_save(struct core *c);
+int recovery_save(struct core *c); /* logs what is wrong */
 
 /* publish.c */
 int core_view(struct core *c, struct view *ret);

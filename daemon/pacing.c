@@ -7,6 +7,8 @@
 /* Unused budget is kept for this long: over 10 s, use can exceed the budget by a fiftieth of it at
  * most. */
 #define KEEP_US 200000
+/* What was overspent is paid back, but a wrong account must not stop the work for good. */
+#define DEBT_MAX_US 1000000
 
 static s64 credit_max(const struct pacing *p)
 {
@@ -19,6 +21,7 @@ void pacing_update(struct pacing *p, u64 now_us, u64 cpu_us)
 		p->credit_us += (s64)((now_us - p->last_us) * p->permille / 1000);
 		p->credit_us -= (s64)(cpu_us - p->last_cpu_us);
 		p->credit_us = MIN(p->credit_us, credit_max(p));
+		p->credit_us = MAX(p->credit_us, -(s64)DEBT_MAX_US);
 	}
 	p->started = true;
 	p->last_us = now_us;

@@ -28,7 +28,7 @@
 #define CHECK_US 500000
 /* One file has at most so many lines; more is not a state that a daemon wrote. */
 #define STORES_MAX 256
-#define VMS_MAX	   4096
+#define VMS_MAX	   (2 * CORE_VMS_MAX)
 
 struct old_store {
 	char domain[CONFIG_NAME_MAX];
@@ -59,11 +59,13 @@ static void state_path(const struct core *c, const char *suffix, char *buf, size
 static bool same_process(pid_t pid, u64 starttime)
 {
 	u64 now;
+	int r = proc_starttime(pid, &now);
 
-	return proc_starttime(pid, &now) == 0 && now == starttime;
+	/* Not being able to ask (no descriptors, no memory) is no sign that it is gone. */
+	return r < 0 ? r != -ENOENT && r != -ESRCH : now == starttime;
 }
 
-void recovery_save(struct core *c)
+int recovery_save(struct core *c)
 {
 	struct ksm_domain_stats domains[STORES_MAX];
 	u32 nr = engine_domains(c->engine, domains, STORES_MAX);
@@ -75,9 +77,11 @@ void recovery_save(struct core *c)
 	state_path(c, ".new", tmp, sizeof(tmp));
 	f = fopen(tmp, "we");
 	if (!f) {
-		log_warn("cannot write %s: %s; a restart will not find today's sharing again", tmp,
-			 strerror(errno));
-		return;
+		int err = errno;
+
+		log_err("cannot write %s: %s; new VMs are refused until it can be", tmp,
+			strerror(err));
+		return -err;
 	}
 	fprintf(f, "ballast-state 1\n");
 	for (u32 i = 0; i < nr; i++) {
@@ -97,9 +101,14 @@ void recovery_save(struct core *c)
 			fprintf(f, "vm %d %" PRIu64 " %s\n", (int)c->recovery->vms[i].pid,
 				c->recovery->vms[i].starttime, c->recovery->vms[i].domain);
 	ok = fflush(f) == 0;
-	if (fclose(f) != 0 || !ok || rename(tmp, path) < 0)
-		log_warn("cannot write %s: %s; a restart will not find today's sharing again", path,
-			 strerror(errno));
+	if (fclose(f) != 0 || !ok || rename(tmp, path) < 0) {
+		int err = errno;
+
+		log_err("cannot write %s: %s; new VMs are refused until it can be", path,
+			strerror(err));
+		return -err;
+	}
+	return 0;
 }
 
 static void parse_line(struct recovery *rec, const char *line)
@@ -195,7 +204,11 @@ static void adopt(struct core *c, struct recovery *rec, struct old_store *os)
 			continue;
 		if (fd < 0)
 			fd = open_held_file(v->pid, os->dev, os->ino);
-		(void)procmaps_walk(v->pid, note_reach, &reach);
+		r = procmaps_walk(v->pid, note_reach, &reach);
+		/* What it maps is not known: nothing is put at the end of the store before recovery
+		 * ends. */
+		if (r < 0 && r != -ENOENT && r != -ESRCH)
+			reach.end = UINT64_MAX;
 	}
 	if (fd < 0)
 		return;
@@ -217,7 +230,7 @@ static void finish(struct core *c)
 {
 	engine_recovered(c->engine);
 	recovery_free(c);
-	recovery_save(c);
+	(void)recovery_save(c);
 	log_info("recovery: all VMs of the previous daemon are accounted for");
 }
 

@@ -38,8 +38,8 @@ static int register_anon(struct bh_agent *a, struct bh_region *r, u64 page, u64 
 	for (u64 nr; page < end; page += nr) {
 		int err;
 
-		nr = same_mapped(r, page, end);
-		if (page_mapped(r, page))
+		nr = same_kind(r, page, end);
+		if (page_kind(r, page) != PAGE_ANONYMOUS)
 			continue;
 		err = uffd_register(a->uffd, page_hva(r, page), nr << PAGE_SHIFT, mode);
 		if (err < 0)
@@ -77,8 +77,8 @@ void chunk_release(struct bh_agent *a, struct bh_region *r, u64 chunk)
 	 * forgets (which pages are unwritten) only makes the daemon look at it again.
 	 */
 	for (u64 p = chunk_first(chunk), nr; p < end; p += nr) {
-		nr = same_mapped(r, p, end);
-		if (!page_mapped(r, p))
+		nr = same_kind(r, p, end);
+		if (page_kind(r, p) == PAGE_ANONYMOUS)
 			uffd_unregister(a->uffd, page_hva(r, p), nr << PAGE_SHIFT);
 	}
 	r->chunk_state[chunk] = CHUNK_TRACKED;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -15,7 +16,8 @@
 #define FEATURES_ASYNC                                                             \
 	(UFFD_FEATURE_MOVE | UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED | \
 	 UFFD_FEATURE_PAGEFAULT_FLAG_WP)
-#define FEATURES_SYNC (UFFD_FEATURE_PAGEFAULT_FLAG_WP)
+/* UNPOPULATED: an empty page is protected too; a write to it would be lost otherwise. */
+#define FEATURES_SYNC (UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_UNPOPULATED)
 
 void agent_log(struct bh_agent *a, const char *fmt, ...)
 {
@@ -67,6 +69,7 @@ static void region_free(struct bh_region *r)
 	if (!r)
 		return;
 	free(r->mapped);
+	free(r->foreign);
 	free(r->chunk_state);
 	free(r->chunk_faults);
 	free(r);
@@ -85,6 +88,38 @@ static int staging_new(struct bh_agent *a)
 	kernel_madvise(a->staging, bytes, MADV_DONTFORK);
 	return uffd_register(a->uffd, (u64)(uintptr_t)a->staging, bytes,
 			     UFFDIO_REGISTER_MODE_MISSING);
+}
+
+/*
+ * fork(): under @lock no page is out of the guest, so the child sees none missing. The child itself
+ * has no agent: what it did with the userfaultfds would be done to the parent.
+ */
+static struct bh_agent *live_agent; /* one a process: regions of two could overlap */
+
+static void before_fork(void)
+{
+	if (live_agent)
+		pthread_mutex_lock(&live_agent->lock);
+}
+
+static void after_fork_in_parent(void)
+{
+	if (live_agent)
+		pthread_mutex_unlock(&live_agent->lock);
+}
+
+static void after_fork_in_child(void)
+{
+	if (!live_agent)
+		return;
+	live_agent->dead = true;
+	pthread_mutex_unlock(&live_agent->lock);
+	live_agent = NULL;
+}
+
+static void register_fork_handlers(void)
+{
+	pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
 }
 
 static int threads_start(struct bh_agent *a)
@@ -115,13 +150,17 @@ static int threads_start(struct bh_agent *a)
 int bh_new(const struct bh_config *cfg, struct bh_agent **ret)
 {
 	const char *path = cfg->socket_path ? cfg->socket_path : getenv("BALLAST_AGENT_SOCKET");
-	struct bh_agent *a = calloc(1, sizeof(*a));
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
+	struct bh_agent *a;
 	int r;
 
+	if (live_agent)
+		return -EBUSY;
+	a = calloc(1, sizeof(*a));
 	if (!a)
 		return -ENOMEM;
 	a->cfg = *cfg;
-	a->uffd = a->uffd_sync = a->wake_fd = a->sock = a->store_fd = -1;
+	a->uffd = a->uffd_sync = a->wake_fd = a->sock = a->store_fd = a->mounts_fd = -1;
 	pthread_mutex_init(&a->lock, NULL);
 	copy_string(a->socket_path, sizeof(a->socket_path),
 		    path && *path ? path : BH_DEFAULT_SOCKET);
@@ -143,6 +182,7 @@ int bh_new(const struct bh_config *cfg, struct bh_agent **ret)
 	r = a->uffd_sync = uffd_open(FEATURES_SYNC);
 	if (r < 0)
 		goto fail;
+	a->mounts_fd = open("/proc/self/mountinfo", O_RDONLY | O_CLOEXEC);
 	r = staging_new(a);
 	if (r < 0)
 		goto fail;
@@ -152,6 +192,8 @@ int bh_new(const struct bh_config *cfg, struct bh_agent **ret)
 	r = threads_start(a);
 	if (r < 0)
 		goto fail;
+	pthread_once(&once, register_fork_handlers);
+	live_agent = a;
 	*ret = a;
 	return 0;
 
@@ -162,8 +204,10 @@ fail:
 
 void bh_free(struct bh_agent *a)
 {
-	if (!a)
+	if (!a || a->dead)
 		return;
+	if (live_agent == a)
+		live_agent = NULL;
 	a->stop = true;
 	if (a->threads_started) {
 		kick(a);
@@ -181,6 +225,8 @@ void bh_free(struct bh_agent *a)
 		close(a->sock);
 	if (a->store_fd >= 0)
 		close(a->store_fd);
+	if (a->mounts_fd >= 0)
+		close(a->mounts_fd);
 	if (a->wake_fd >= 0)
 		close(a->wake_fd);
 	if (a->staging)
@@ -253,9 +299,10 @@ static struct bh_region *region_new(u64 hva, u64 bytes, u64 gpa, const char *nam
 	r->gpa = gpa;
 	copy_string(r->name, sizeof(r->name), name);
 	r->mapped = calloc(DIV_ROUND_UP(bytes >> PAGE_SHIFT, 64), sizeof(u64));
+	r->foreign = calloc(DIV_ROUND_UP(bytes >> PAGE_SHIFT, 64), sizeof(u64));
 	r->chunk_state = calloc(chunks, 1);
 	r->chunk_faults = calloc(chunks, 1);
-	if (r->mapped && r->chunk_state && r->chunk_faults)
+	if (r->mapped && r->foreign && r->chunk_state && r->chunk_faults)
 		return r;
 	region_free(r);
 	return NULL;
@@ -267,7 +314,7 @@ int bh_region_add(struct bh_agent *a, void *at, size_t bytes, uint64_t gpa, cons
 	struct bh_region *r;
 	int err;
 
-	if (!page_aligned(hva) || !page_aligned(bytes) || !bytes || hva + bytes < hva)
+	if (!page_aligned(hva) || !page_aligned(bytes) || !bytes || hva + bytes < hva || a->dead)
 		return -EINVAL;
 	err = check_memory(hva, bytes);
 	if (err < 0)
@@ -293,7 +340,7 @@ int bh_region_add(struct bh_agent *a, void *at, size_t bytes, uint64_t gpa, cons
 	return 0;
 }
 
-static void forget_region(struct bh_agent *a, u32 i)
+static struct bh_region *forget_region(struct bh_agent *a, u32 i)
 {
 	struct bh_region *r = a->regions[i];
 
@@ -303,35 +350,38 @@ static void forget_region(struct bh_agent *a, u32 i)
 	else if (r->announced)
 		a->resync = true;
 	a->regions[i] = a->regions[--a->nr_regions];
-	region_free(r);
+	return r;
 }
 
 int bh_region_del(struct bh_agent *a, void *at, size_t bytes)
 {
+	struct bh_region *gone[WIRE_REGIONS_MAX];
 	u64 hva = (u64)(uintptr_t)at;
-	bool found = false;
+	u32 nr = 0;
 
+	if (a->dead)
+		return -ENOENT;
 	pthread_mutex_lock(&a->lock);
 	for (u32 i = a->nr_regions; i-- > 0;) {
-		struct bh_region *r = a->regions[i];
+		const struct bh_region *r = a->regions[i];
 
-		if (hva < r->hva + r->bytes && r->hva < hva + bytes) {
-			forget_region(a, i);
-			found = true;
-		}
+		if (hva < r->hva + r->bytes && r->hva < hva + bytes)
+			gone[nr++] = forget_region(a, i);
 	}
 	pthread_mutex_unlock(&a->lock);
-	if (found)
+	for (u32 i = 0; i < nr; i++)
+		region_free(gone[i]);
+	if (nr)
 		kick(a);
-	return found ? 0 : -ENOENT;
+	return nr ? 0 : -ENOENT;
 }
 
 /* Queues a discard of merged pages for the daemon; neighbours become one range. */
-static void queue_discard(struct bh_agent *a, u64 hva, u64 bytes)
+static void queue_discard(struct bh_agent *a, const struct bh_region *r, u64 hva, u64 bytes)
 {
 	struct wire_range *last = a->nr_discards ? &a->discards[a->nr_discards - 1] : NULL;
 
-	if (last && last->hva + last->bytes == hva)
+	if (last && last->hva + last->bytes == hva && hva != r->hva)
 		last->bytes += bytes;
 	else if (a->nr_discards < BH_DISCARD_QUEUE)
 		a->discards[a->nr_discards++] = (struct wire_range){ hva, bytes };
@@ -339,29 +389,31 @@ static void queue_discard(struct bh_agent *a, u64 hva, u64 bytes)
 		a->resync = true;
 }
 
-static int discard_in_region(struct bh_agent *a, struct bh_region *r, u64 page, u64 end)
+static int discard_in_region(struct bh_agent *a, struct bh_region *r, u64 page, u64 end, int advice)
 {
-	int err = 0;
+	int first_err = 0, err;
 
 	for (u64 nr; page < end; page += nr) {
-		nr = same_mapped(r, page, end);
-		if (!page_mapped(r, page)) {
-			if (kernel_madvise((void *)(uintptr_t)page_hva(r, page), nr << PAGE_SHIFT,
-					   MADV_DONTNEED) < 0)
-				err = -errno;
-			continue;
-		}
+		nr = same_kind(r, page, end);
 		/*
-		 * In a mapping of the store MADV_DONTNEED would bring back the store's page, or
+		 * In a mapping of the store the kernel's way would bring back the store's page, or
 		 * whatever is there by then (invariant 4). An empty anonymous mapping is what the
 		 * VMM asked for: zeros.
 		 */
-		err = region_replace_anon(a, r, page, nr);
-		if (err < 0)
-			break;
-		queue_discard(a, page_hva(r, page), nr << PAGE_SHIFT);
+		if (page_kind(r, page) == PAGE_MAPPED) {
+			err = region_replace_anon(a, r, page, nr);
+			if (err == 0)
+				queue_discard(a, r, page_hva(r, page), nr << PAGE_SHIFT);
+		} else {
+			err = kernel_madvise((void *)(uintptr_t)page_hva(r, page), nr << PAGE_SHIFT,
+					     advice) < 0
+				      ? -errno
+				      : 0;
+		}
+		if (first_err == 0)
+			first_err = err;
 	}
-	return err;
+	return first_err;
 }
 
 /* The region that holds @at, and how much of [at, end) lies in it; or in none, up to the next one.
@@ -382,12 +434,14 @@ static struct bh_region *region_part(struct bh_agent *a, u64 at, u64 end, u64 *r
 	return NULL;
 }
 
-int bh_discard(struct bh_agent *a, void *from, size_t bytes)
+int bh_discard(struct bh_agent *a, void *from, size_t bytes, int advice)
 {
 	u64 hva = (u64)(uintptr_t)from, end = hva + ROUND_UP(bytes, PAGE_BYTES), part_end;
 	int err = 0;
 	bool tell;
 
+	if (a->dead)
+		return -ENOENT;
 	if (!page_aligned(hva) || end <= hva)
 		return -EINVAL;
 	pthread_mutex_lock(&a->lock);
@@ -398,7 +452,7 @@ int bh_discard(struct bh_agent *a, void *from, size_t bytes)
 		u64 page, page_end;
 
 		if (!r) {
-			if (kernel_madvise((void *)(uintptr_t)at, part_end - at, MADV_DONTNEED) < 0)
+			if (kernel_madvise((void *)(uintptr_t)at, part_end - at, advice) < 0)
 				err = -errno;
 			continue;
 		}
@@ -408,7 +462,7 @@ int bh_discard(struct bh_agent *a, void *from, size_t bytes)
 		for (u64 c = DIV_ROUND_UP(page, CHUNK_PAGES); (c + 1) * CHUNK_PAGES <= page_end;
 		     c++)
 			chunk_release(a, r, c);
-		err = discard_in_region(a, r, page, page_end);
+		err = discard_in_region(a, r, page, page_end, advice);
 	}
 	tell = a->nr_discards || a->resync;
 	pthread_mutex_unlock(&a->lock);
@@ -425,6 +479,8 @@ static bool for_each_part(struct bh_agent *a, void *from, size_t bytes,
 	u64 end = ROUND_UP((u64)(uintptr_t)from + bytes, PAGE_BYTES), part_end;
 	bool found = false;
 
+	if (a->dead)
+		return false;
 	pthread_mutex_lock(&a->lock);
 	for (u64 at = hva; at < end; at = part_end) {
 		struct bh_region *r = region_part(a, at, end, &part_end);
@@ -439,12 +495,12 @@ static bool for_each_part(struct bh_agent *a, void *from, size_t bytes,
 
 static void mark_foreign(struct bh_agent *a, struct bh_region *r, u64 page, u64 nr)
 {
-	page_set_mapped(r, page, nr, true);
+	page_set_foreign(r, page, nr);
 }
 
 static void tell_replaced(struct bh_agent *a, struct bh_region *r, u64 page, u64 nr)
 {
-	queue_discard(a, page_hva(r, page), nr << PAGE_SHIFT);
+	queue_discard(a, r, page_hva(r, page), nr << PAGE_SHIFT);
 }
 
 void bh_replace_begin(struct bh_agent *a, void *hva, size_t bytes)
@@ -464,6 +520,8 @@ void bh_region_advise(struct bh_agent *a, void *at, size_t bytes, int advice)
 	u64 hva = (u64)(uintptr_t)at;
 	struct bh_region *r;
 
+	if (a->dead)
+		return;
 	pthread_mutex_lock(&a->lock);
 	r = region_find(a, hva, bytes);
 	if (r) {

@@ -22,6 +22,9 @@
  *   ii. A page that is out of the guest (moved to staging) is back, or replaced, before @lock is
  *       released. So the fault thread, which holds @lock when it fills a hole, can never fill one
  *       whose page is out (invariant 1).
+ *   iii. Who holds @lock allocates and frees nothing: an allocator that is not libc's own calls
+ *       madvise() and munmap(), which the shim interposes, and which take @lock. Nor does it call
+ *       anything else that may take a lock of the VMM.
  */
 #ifndef BALLAST_HOOKS_AGENT_H
 #define BALLAST_HOOKS_AGENT_H
@@ -31,6 +34,7 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#include "common/uapi_compat.h"
 #include "hypervisor-hooks/hooks.h"
 #include "hypervisor-hooks/uffd.h"
 #include "hypervisor-hooks/wire.h"
@@ -47,10 +51,12 @@ enum bh_chunk_state {
 struct bh_region {
 	u64 hva, bytes, gpa;
 	char name[32];
-	u64 *mapped;	  /* 1 bit a page: in a mapping of the store, not registered with @uffd */
-	u8 *chunk_state;  /* enum bh_chunk_state, for each 2 MiB of the region */
-	u8 *chunk_faults; /* first touches filled since the chunk was adopted */
-	bool announced;	  /* the daemon knows it */
+	u64 *foreign; /* 1 bit a page: the VMM put something of its own there; never touched again
+		       */
+	u64 *mapped;  /* 1 bit a page: in a mapping of the store, not registered with @uffd */
+	u8 *chunk_state;		 /* enum bh_chunk_state, for each 2 MiB of the region */
+	u8 *chunk_faults;		 /* first touches filled since the chunk was adopted */
+	bool announced;			 /* the daemon knows it */
 	bool dont_fork, dont_dump, huge; /* madvise attributes, repeated on the mappings we make */
 };
 
@@ -62,6 +68,7 @@ struct bh_agent {
 	int sock;    /* of the link thread; -1: not connected */
 	pthread_t link_thread, fault_thread;
 	bool threads_started;
+	atomic_bool dead; /* in a child after fork(): the userfaultfds are the parent's */
 	atomic_bool stop;
 
 	pthread_mutex_t lock;
@@ -80,6 +87,8 @@ struct bh_agent {
 	u8 *staging;   /* BH_STEP_PAGES pages, registered MISSING: where pages wait while they are
 			  verified */
 	u8 *reference; /* BH_STEP_PAGES pages: the store's content, to compare with */
+	int mounts_fd; /* /proc/self/mountinfo, which tells of changes by poll(2) */
+	bool mounts_read, network_fs;
 	struct wire_message *rx, *tx;
 	s32 status[WIRE_PAGES_MAX];
 
@@ -117,12 +126,37 @@ static inline void page_set_mapped(struct bh_region *r, u64 page, u64 nr, bool o
 	}
 }
 
-/* Pages from @page on, below @end, whose mapped bit equals the first one's. */
-static inline u64 same_mapped(const struct bh_region *r, u64 page, u64 end)
+static inline bool page_foreign(const struct bh_region *r, u64 page)
+{
+	return r->foreign[page / 64] >> (page % 64) & 1;
+}
+
+static inline void page_set_foreign(struct bh_region *r, u64 page, u64 nr)
+{
+	for (u64 p = page; p < page + nr; p++)
+		r->foreign[p / 64] |= (u64)1 << (p % 64);
+}
+
+/* What may be done with a page. */
+enum bh_page_kind {
+	PAGE_ANONYMOUS, /* registered with @uffd */
+	PAGE_MAPPED,	/* in a mapping of the store */
+	PAGE_FOREIGN,
+};
+
+static inline enum bh_page_kind page_kind(const struct bh_region *r, u64 page)
+{
+	if (page_foreign(r, page))
+		return PAGE_FOREIGN;
+	return page_mapped(r, page) ? PAGE_MAPPED : PAGE_ANONYMOUS;
+}
+
+/* Pages from @page on, below @end, of the first one's kind. */
+static inline u64 same_kind(const struct bh_region *r, u64 page, u64 end)
 {
 	u64 p = page + 1;
 
-	while (p < end && page_mapped(r, p) == page_mapped(r, page))
+	while (p < end && page_kind(r, p) == page_kind(r, page))
 		p++;
 	return p - page;
 }
@@ -160,6 +194,7 @@ void *link_main(void *agent);
 void *fault_main(void *agent);
 
 /* dma.c */
-bool dma_possible(struct bh_agent *a);
+bool dma_possible(struct bh_agent *a);		/* to a page that UFFDIO_MOVE was not asked about */
+bool dma_unpinned_possible(struct bh_agent *a); /* to a page that UFFDIO_MOVE took for unpinned */
 
 #endif

@@ -29,6 +29,9 @@ static void answer(struct bh_agent *a, u64 addr, bool write)
 	 */
 	err = write ? uffd_copy(a->uffd, hva, zeros, PAGE_BYTES)
 		    : uffd_zeropage(a->uffd, hva, PAGE_BYTES, &done);
+	/* A hole that carries a write-protection marker takes no zero page, but a copy. */
+	if (!write && err == -EEXIST)
+		err = uffd_copy(a->uffd, hva, zeros, PAGE_BYTES);
 	if (err == 0) {
 		a->fill_faults++;
 		if (r) {

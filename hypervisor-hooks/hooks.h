@@ -54,15 +54,15 @@ struct bh_config {
 	/* The VMM's own word on DMA: returns non-zero while a device may write guest RAM past the
 	 * page tables. NULL: the agent looks at the process's descriptors (O_DIRECT, VFIO, fixed
 	 * io_uring buffers). */
-	int (*dma_active)(void *arg);
+	int (*dma_active)(void *arg); /* must take no lock, and touch no guest RAM */
 	void *dma_arg;
 };
 
 /* 0, or why not: -ENOSYS (kernel too old), -EPERM (userfaultfd is not permitted to this user). */
 int bh_probe(void);
 
-/* -ENOENT, -ECONNREFUSED: no daemon. -EPROTO: it does not speak our versions. -ECONNABORTED: it
- * refused us. */
+/* One agent a process (-EBUSY). -ENOENT, -ECONNREFUSED: no daemon. -EPROTO: it does not speak our
+ * versions. -ECONNABORTED: it refused us. */
 int bh_new(const struct bh_config *cfg, struct bh_agent **ret);
 void bh_free(struct bh_agent *a); /* merged pages stay merged; NULL is fine */
 
@@ -74,9 +74,9 @@ int bh_region_add(struct bh_agent *a, void *hva, size_t bytes, uint64_t gpa, con
  * guard pages). */
 int bh_region_del(struct bh_agent *a, void *hva, size_t bytes);
 
-/* Like madvise(MADV_DONTNEED) on guest RAM: the range reads as zeros afterwards and costs nothing.
- */
-int bh_discard(struct bh_agent *a, void *hva, size_t bytes);
+/* Like madvise(@advice) on guest RAM, with MADV_DONTNEED or MADV_DONTNEED_LOCKED: the range reads
+ * as zeros afterwards and costs nothing. */
+int bh_discard(struct bh_agent *a, void *hva, size_t bytes, int advice);
 
 /* Tells of madvise() attributes that the VMM set on guest RAM (MADV_DONTFORK, MADV_DONTDUMP,
  * MADV_HUGEPAGE and their opposites): the agent gives them to the mappings that it puts there. The

@@ -115,6 +115,13 @@ static int map_replacement(struct step *s, u32 i, u32 nr)
 /* Pages [i, i + nr) are in staging: verify each, map or move back each. */
 static void settle_moved(struct step *s, u32 i, u32 nr)
 {
+	/* UFFDIO_MOVE refuses pages that are pinned, but some users of direct I/O only hold a
+	 * reference (dma.c). Asked now: what starts later finds the hole, and waits. */
+	if (dma_unpinned_possible(s->a)) {
+		move_back(s, i, nr);
+		set_status(s, i, nr, -EBUSY);
+		return;
+	}
 	for (u32 end = i + nr, n; i < end; i += n) {
 		bool same = same_as_replacement(s, i, s->a->staging + i * PAGE_BYTES);
 		int err = -EILSEQ;
@@ -170,8 +177,10 @@ static void merge_anonymous(struct step *s)
 		}
 	}
 	uffd_wake(s->a->uffd, hva, s->nr * PAGE_BYTES);
-	/* Frees the copies of what was replaced; what was moved back is not there any more. */
-	kernel_madvise(s->a->staging, s->nr * PAGE_BYTES, MADV_DONTNEED);
+	/* Frees the copies of what was replaced; what was moved back is not there any more. After
+	 * an mlockall() of the VMM only the second way works. */
+	if (kernel_madvise(s->a->staging, s->nr * PAGE_BYTES, MADV_DONTNEED) < 0)
+		kernel_madvise(s->a->staging, s->nr * PAGE_BYTES, MADV_DONTNEED_LOCKED);
 }
 
 static int replace_in_place(struct step *s, u32 i, u32 nr)
@@ -180,6 +189,20 @@ static int replace_in_place(struct step *s, u32 i, u32 nr)
 		return region_replace_store(s->a, s->r, s->page + i, nr,
 					    s->store_offset + i * PAGE_BYTES);
 	return region_replace_anon(s->a, s->r, s->page + i, nr);
+}
+
+/*
+ * Is there a discard that the daemon does not know of yet? It is older than this step but told
+ * after this step's answer: a page merged now would be forgotten by it while it is mapped
+ * (invariant 4).
+ */
+static bool discard_is_due(const struct bh_agent *a, u64 hva, u64 bytes)
+{
+	for (u32 i = 0; i < a->nr_discards; i++)
+		if (a->discards[i].hva < hva + bytes &&
+		    hva < a->discards[i].hva + a->discards[i].bytes)
+			return true;
+	return false;
 }
 
 static void merge_in_mapping(struct step *s)
@@ -277,7 +300,7 @@ void merge_run(struct bh_agent *a, const struct wire_run *run, s32 *status)
 			err = read_reference(a, s.store_offset, n * PAGE_BYTES);
 		pthread_mutex_lock(&a->lock);
 		s.r = region_find(a, hva, n * PAGE_BYTES);
-		if (!s.r)
+		if (!s.r || discard_is_due(a, hva, n * PAGE_BYTES))
 			err = -ENOENT;
 		else
 			s.page = (hva - s.r->hva) >> PAGE_SHIFT;
@@ -285,15 +308,19 @@ void merge_run(struct bh_agent *a, const struct wire_run *run, s32 *status)
 			s.nr = n;
 			set_status(&s, 0, n, err);
 		} else {
-			bool in_mapping = page_mapped(s.r, s.page);
-
 			/* A step is one kind of memory; the rest of it is the next step. */
-			n = (u32)same_mapped(s.r, s.page, s.page + n);
+			n = (u32)same_kind(s.r, s.page, s.page + n);
 			s.nr = n;
-			if (in_mapping)
-				merge_in_mapping(&s);
-			else
+			switch (page_kind(s.r, s.page)) {
+			case PAGE_ANONYMOUS:
 				merge_anonymous(&s);
+				break;
+			case PAGE_MAPPED:
+				merge_in_mapping(&s);
+				break;
+			case PAGE_FOREIGN:
+				set_status(&s, 0, n, -ENOENT);
+			}
 		}
 		pthread_mutex_unlock(&a->lock);
 		count(a, &s);
@@ -314,10 +341,10 @@ void unmerge_range(struct bh_agent *a, u64 hva, u64 nr, s32 *status)
 		} else {
 			u64 page = (hva + (done << PAGE_SHIFT) - r->hva) >> PAGE_SHIFT;
 
-			n = same_mapped(r, page, page + n);
+			n = same_kind(r, page, page + n);
 			/* The kernel breaks copy-on-write as a guest write would, but changes no
 			 * byte. */
-			if (page_mapped(r, page) &&
+			if (page_kind(r, page) == PAGE_MAPPED &&
 			    kernel_madvise((void *)(uintptr_t)page_hva(r, page), n << PAGE_SHIFT,
 					   MADV_POPULATE_WRITE) < 0)
 				err = -errno;

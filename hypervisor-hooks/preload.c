@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,11 +21,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #include "common/types.h"
+#include "common/uapi_compat.h"
 #include "hypervisor-hooks/hooks.h"
-
-#ifndef MADV_DONTNEED_LOCKED
-#define MADV_DONTNEED_LOCKED 24
-#endif
 
 /* Blocks below this (option ROMs, tables) are not worth a region. */
 #define REGION_MIN_BYTES MIB(2)
@@ -142,7 +140,7 @@ int madvise(void *addr, size_t bytes, int advice)
 	if (advice == MADV_MERGEABLE && start_region(addr, bytes) == 0)
 		return 0;
 	if ((advice == MADV_DONTNEED || advice == MADV_DONTNEED_LOCKED) && agent) {
-		int r = bh_discard(agent, addr, bytes);
+		int r = bh_discard(agent, addr, bytes, advice);
 
 		if (r != -ENOENT && r != -EINVAL) {
 			errno = -r;
@@ -188,4 +186,25 @@ void *ballast_mmap(void *addr, size_t bytes, int prot, int flags, int fd, off_t 
 void *ballast_mmap64(void *addr, size_t bytes, int prot, int flags, int fd, off_t offset)
 {
 	return ballast_mmap(addr, bytes, prot, flags, fd, offset);
+}
+
+void *mremap(void *addr, size_t old_bytes, size_t new_bytes, int flags, ...)
+{
+	void *to = NULL;
+	va_list ap;
+
+	if (flags & MREMAP_FIXED) {
+		va_start(ap, flags);
+		to = va_arg(ap, void *);
+		va_end(ap);
+	}
+	if (agent) {
+		bh_region_del(agent, addr, MAX(old_bytes, (size_t)1));
+		if (to)
+			bh_replace_begin(agent, to, new_bytes);
+	}
+	addr = (void *)syscall(SYS_mremap, addr, old_bytes, new_bytes, flags, to);
+	if (agent && to)
+		bh_replace_end(agent, to, new_bytes);
+	return addr;
 }

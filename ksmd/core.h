@@ -64,6 +64,7 @@ struct ksm_region {
 	u8 *state;
 	u32 nr_fresh, nr_held, nr_broken,
 		nr_mapped; /* pages in these states; mapped: SHARED and BROKEN* */
+	bool read;	   /* the kernel was asked which of its pages map the store */
 	bool first_pass;   /* no scan has been through yet: its pages are all unknown */
 	bool gone; /* the VMM took it back; kept until the kernel says that nothing of it maps the
 		      store */
@@ -83,6 +84,10 @@ struct ksm_vm {
 	struct target *target;
 	enum ksm_mode mode;
 	bool unmerged, dying, blocked;
+	/* The agent has connected anew: its old request is settled when all regions are read. */
+	bool cancel_due;
+	u32 nr_hangs;	   /* times that a reader had to be given up */
+	u64 slow_until_us; /* left alone until then, for being slow to read */
 	struct ksm_region **regions;
 	u32 nr_regions;
 
@@ -161,6 +166,7 @@ int scan_broken(struct ksm_region *r, u32 page, u32 nr,
 /* ops.c */
 int ops_queue(struct ksm_vm *vm, const struct ksm_op_run *run);
 void ops_pump(struct ksm_vm *vm);
+bool vm_may_share(const struct ksm_vm *vm); /* its content may be merged with others' now */
 void ops_cancel_queue(struct ksm_vm *vm);
 /*
  * Only when the agent cannot be at work on the request any more (it has connected anew and its

@@ -8,6 +8,8 @@
 
 /* Pages of a dead VM that are settled in one step. */
 #define EXIT_STEP_PAGES 16384
+/* A VMM that hangs its readers so often is not looked into any more: each time may cost a MiB. */
+#define HANGS_MAX 3
 
 int engine_new(const struct engine_config *cfg, const struct engine_ops *ops, struct engine **ret)
 {
@@ -18,7 +20,9 @@ int engine_new(const struct engine_config *cfg, const struct engine_ops *ops, st
 		return -ENOMEM;
 	e->cfg = *cfg;
 	e->ops = ops;
-	r = scan_buffers_new(&e->scan);
+	r = page_hash_init();
+	if (r == 0)
+		r = scan_buffers_new(&e->scan);
 	if (r == 0)
 		r = reader_pool_new(cfg->threads, &e->readers);
 	if (r < 0) {
@@ -66,13 +70,12 @@ void engine_configure(struct engine *e, const struct engine_config *cfg)
 {
 	e->cfg.interval_us = cfg->interval_us;
 	e->cfg.enabled = cfg->enabled;
+	e->cfg.request_pages = cfg->request_pages;
 	e->cfg.maps_limit = cfg->maps_limit;
 	e->cfg.vm_max_bytes = cfg->vm_max_bytes;
 }
 
-/* --- domains
- * ---------------------------------------------------------------------------------------------------
- */
+/* --- domains ---------------------------------------------------------------------------------- */
 
 static int domain_new(struct engine *e, const char *name, struct store *s, struct ksm_domain **ret)
 {
@@ -178,9 +181,7 @@ u64 engine_given_up(const struct engine *e)
 	return reader_pool_given_up(e->readers);
 }
 
-/* --- VMs
- * -------------------------------------------------------------------------------------------------------
- */
+/* --- VMs -------------------------------------------------------------------------------------- */
 
 int engine_vm_add(struct engine *e, pid_t pid, struct ksm_domain *d, enum ksm_mode mode,
 		  struct ksm_vm **ret)
@@ -204,17 +205,31 @@ int engine_vm_add(struct engine *e, pid_t pid, struct ksm_domain *d, enum ksm_mo
 	return 0;
 }
 
+/* Reads what could not be read before. */
+static void read_regions(struct ksm_vm *vm)
+{
+	bool all = true;
+
+	for (u32 i = 0; i < vm->nr_regions; i++)
+		all = (vm->regions[i]->read || region_resync(vm->regions[i]) == 0) && all;
+	if (all && vm->cancel_due) {
+		ops_cancel_outstanding(vm);
+		vm->cancel_due = false;
+	}
+}
+
 void engine_vm_connect(struct ksm_vm *vm, void *conn)
 {
-	bool known = true;
-
 	vm->conn = conn;
-	/* The agent connects after it has finished what it was asked before: now its mappings tell
-	 * what became of it. */
-	for (u32 i = 0; i < vm->nr_regions; i++)
-		known = region_resync(vm->regions[i]) == 0 && known;
-	if (known)
-		ops_cancel_outstanding(vm);
+	/* The agent tells its regions anew; one that it does not tell again is gone. */
+	for (u32 i = 0; i < vm->nr_regions; i++) {
+		vm->regions[i]->gone = true;
+		vm->regions[i]->read = false;
+	}
+	/* It connects after it has finished what it was asked before: now its mappings tell what
+	 * became of that. */
+	vm->cancel_due = true;
+	read_regions(vm);
 }
 
 void engine_vm_disconnect(struct ksm_vm *vm)
@@ -234,6 +249,13 @@ void engine_vm_exit(struct ksm_vm *vm)
 
 void engine_vm_set_mode(struct ksm_vm *vm, enum ksm_mode mode)
 {
+	if (mode == vm->mode)
+		return;
+	/* What was looked at under the old mode is looked at again, and what was planned is
+	 * dropped. */
+	ops_cancel_queue(vm);
+	for (u32 i = 0; i < vm->nr_regions; i++)
+		vm->regions[i]->first_pass = true;
 	vm->mode = mode;
 }
 
@@ -254,6 +276,11 @@ void engine_share(struct ksm_vm *vm)
 	vm->unmerged = vm->unmerge_due = false;
 }
 
+bool vm_may_share(const struct ksm_vm *vm)
+{
+	return vm->conn && vm->mode == KSM_ON && !vm->unmerged && !vm->dying && !vm->blocked;
+}
+
 void engine_vm_stats(const struct ksm_vm *vm, struct ksm_vm_stats *ret)
 {
 	*ret = vm->stats;
@@ -268,9 +295,7 @@ void engine_vm_stats(const struct ksm_vm *vm, struct ksm_vm_stats *ret)
 	ret->meta_bytes += sizeof(*vm) + vm->queue_cap * sizeof(vm->queue[0]);
 }
 
-/* --- regions
- * ---------------------------------------------------------------------------------------------------
- */
+/* --- regions ---------------------------------------------------------------------------------- */
 
 void region_free(struct ksm_region *r)
 {
@@ -318,77 +343,6 @@ static struct ksm_region *region_at(struct ksm_vm *vm, u64 hva, u64 bytes)
 	return NULL;
 }
 
-static u64 vm_bytes(const struct ksm_vm *vm)
-{
-	u64 bytes = 0;
-
-	for (u32 i = 0; i < vm->nr_regions; i++)
-		bytes += vm->regions[i]->bytes;
-	return bytes;
-}
-
-int engine_region_add(struct ksm_vm *vm, u64 hva, u64 bytes)
-{
-	struct ksm_region **grown, *r = region_at(vm, hva, bytes);
-	const struct engine *e = vm->engine;
-	int err;
-
-	if (r && r->hva == hva && r->bytes == bytes) {
-		/* Known from before the agent lost its connection; engine_vm_connect() has read it
-		 * anew. */
-		r->gone = false;
-		r->first_pass = true;
-		return 0;
-	}
-	for (u32 i = 0; i < vm->nr_regions; i++)
-		if (hva < vm->regions[i]->hva + vm->regions[i]->bytes &&
-		    vm->regions[i]->hva < hva + bytes)
-			return -EEXIST;
-	/* A hostile VMM may have any amount of address space; our metadata for it is real memory.
-	 */
-	if (vm_bytes(vm) + bytes > MIN(e->cfg.vm_max_bytes, (u64)GPN_MAX << PAGE_SHIFT))
-		return -E2BIG;
-	err = region_new(vm, hva, bytes, &r);
-	if (err < 0)
-		return err;
-	grown = realloc(vm->regions, (vm->nr_regions + 1) * sizeof(grown[0]));
-	if (!grown) {
-		region_free(r);
-		return -ENOMEM;
-	}
-	vm->regions = grown;
-	vm->regions[vm->nr_regions++] = r;
-	return region_resync(r);
-}
-
-int engine_region_del(struct ksm_vm *vm, u64 hva, u64 bytes)
-{
-	struct ksm_region *r = region_at(vm, hva, bytes);
-
-	if (!r || r->hva != hva || r->bytes != bytes)
-		return -EPROTO;
-	/* Its pages are settled when the kernel shows that the mappings are gone: reap_regions().
-	 */
-	r->gone = true;
-	return 0;
-}
-
-int engine_discard(struct ksm_vm *vm, u64 hva, u64 bytes)
-{
-	struct ksm_region *r = region_at(vm, hva, bytes);
-
-	if (!r)
-		return -EPROTO;
-	for (u64 p = (hva - r->hva) >> PAGE_SHIFT, end = p + (bytes >> PAGE_SHIFT); p < end; p++) {
-		/* An answer that is on its way settles pending pages. */
-		if (r->state[p] == PG_PENDING || r->state[p] == PG_BROKEN_PENDING)
-			continue;
-		page_set(r, (u32)p, PG_NONE);
-		vm->stats.discarded_total++;
-	}
-	return 0;
-}
-
 /* Frees regions that were given up, once nothing of them maps the store and no request speaks of
  * them. */
 static void reap_regions(struct ksm_vm *vm)
@@ -408,8 +362,88 @@ static void reap_regions(struct ksm_vm *vm)
 	}
 }
 
-/* --- slices of work
- * -------------------------------------------------------------------------------------------- */
+static u64 vm_bytes(const struct ksm_vm *vm)
+{
+	u64 bytes = 0;
+
+	for (u32 i = 0; i < vm->nr_regions; i++)
+		bytes += ROUND_UP(vm->regions[i]->bytes,
+				  CHUNK_BYTES); /* page numbers come in chunks */
+	return bytes;
+}
+
+int engine_region_add(struct ksm_vm *vm, u64 hva, u64 bytes)
+{
+	struct ksm_region **grown, *r = region_at(vm, hva, bytes);
+	const struct engine *e = vm->engine;
+	int err;
+
+	if (r && r->hva == hva && r->bytes == bytes) {
+		/* Known from before the agent lost its connection, or given up and taken again. */
+		r->gone = false;
+		r->first_pass = true;
+		read_regions(vm);
+		return 0;
+	}
+	reap_regions(vm);
+	for (u32 i = 0; i < vm->nr_regions; i++) {
+		r = vm->regions[i];
+		/* Over a region that is given up but not accounted for yet: later. */
+		if (hva < r->hva + r->bytes && r->hva < hva + bytes)
+			return r->gone ? -EAGAIN : -EEXIST;
+	}
+	/* A hostile VMM may have any amount of address space; our metadata for it is real memory.
+	 */
+	if (vm->nr_regions >= ENGINE_REGIONS_MAX || bytes > (u64)GPN_MAX << PAGE_SHIFT ||
+	    vm_bytes(vm) + ROUND_UP(bytes, CHUNK_BYTES) > e->cfg.vm_max_bytes)
+		return -E2BIG;
+	err = region_new(vm, hva, bytes, &r);
+	if (err < 0)
+		return err;
+	grown = realloc(vm->regions, (vm->nr_regions + 1) * sizeof(grown[0]));
+	if (!grown) {
+		region_free(r);
+		return -ENOMEM;
+	}
+	vm->regions = grown;
+	vm->regions[vm->nr_regions++] = r;
+	/* If it cannot be read now it is tried again in every pass. */
+	read_regions(vm);
+	return 0;
+}
+
+int engine_region_del(struct ksm_vm *vm, u64 hva, u64 bytes)
+{
+	struct ksm_region *r = region_at(vm, hva, bytes);
+
+	/* Perhaps one that was refused. */
+	if (!r || r->hva != hva || r->bytes != bytes)
+		return 0;
+	/* Its pages are settled when the kernel shows that the mappings are gone: reap_regions().
+	 */
+	r->gone = true;
+	return 0;
+}
+
+int engine_discard(struct ksm_vm *vm, u64 hva, u64 bytes)
+{
+	struct ksm_region *r = region_at(vm, hva, bytes);
+
+	/* Perhaps one that was refused, or is gone by now. Agents tell only of merged pages. */
+	if (!r || !r->nr_mapped)
+		return 0;
+	for (u64 p = (hva - r->hva) >> PAGE_SHIFT, end = p + (bytes >> PAGE_SHIFT); p < end; p++) {
+		/* An answer that is on its way settles pending pages. */
+		if (r->state[p] == PG_PENDING || r->state[p] == PG_BROKEN_PENDING)
+			continue;
+		page_set(r, (u32)p, PG_NONE);
+		vm->stats.discarded_total++;
+	}
+	return 0;
+}
+
+/* --- slices of work ----------------------------------------------------------------------------
+ */
 
 /* True when there is nothing left of the dead VM. */
 static bool exit_step(struct ksm_vm *vm)
@@ -449,6 +483,7 @@ static void end_pass(struct ksm_vm *vm, u64 now)
 	/* One request did not hold all ranges, or some page was merged meanwhile. */
 	if (vm->unmerged && vm->stats.shared_pages)
 		vm->unmerge_due = true;
+	read_regions(vm);
 	reap_regions(vm);
 }
 
@@ -456,12 +491,16 @@ static void end_pass(struct ksm_vm *vm, u64 now)
 static bool vm_step(struct ksm_vm *vm, u64 now, u64 *ret_due)
 {
 	/* A hung reader holds the target until it is back. */
-	if (vm->blocked && vm->target->refs == 1) {
+	if (vm->blocked && vm->target->refs == 1 && vm->nr_hangs < HANGS_MAX) {
 		vm->blocked = false;
 		vm->engine->ops->blocked(vm->conn, false);
 	}
 	if (vm->blocked) {
 		*ret_due = now + 1000000;
+		return false;
+	}
+	if (now < vm->slow_until_us) {
+		*ret_due = vm->slow_until_us;
 		return false;
 	}
 	ops_pump(vm);

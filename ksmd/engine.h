@@ -35,8 +35,9 @@
 #include "common/types.h"
 
 /* Bounds of one request; the agent protocol's are at least these. */
-#define ENGINE_RUNS_MAX	 1024
-#define ENGINE_PAGES_MAX 2048
+#define ENGINE_RUNS_MAX	   1024
+#define ENGINE_PAGES_MAX   2048
+#define ENGINE_REGIONS_MAX 64
 
 enum ksm_mode {
 	KSM_OFF, /* not looked at, but for what is merged already */
@@ -82,9 +83,10 @@ struct engine_config {
 	u64 interval_us; /* between the starts of two passes over a VM */
 	u64 store_max_bytes;
 	u32 threads;
-	bool enabled;	  /* false: no new merges */
-	u64 maps_limit;	  /* mappings that sharing may add to one VMM */
-	u64 vm_max_bytes; /* guest memory that one VM may register */
+	u32 request_pages; /* in one request to an agent, at most ENGINE_PAGES_MAX */
+	bool enabled;	   /* false: no new merges */
+	u64 maps_limit;	   /* mappings that sharing may add to one VMM */
+	u64 vm_max_bytes;  /* guest memory that one VM may register */
 };
 
 int engine_new(const struct engine_config *cfg, const struct engine_ops *ops, struct engine **ret);
@@ -118,7 +120,7 @@ void engine_vm_set_mode(struct ksm_vm *vm, enum ksm_mode mode);
  * anew. */
 int engine_region_add(struct ksm_vm *vm, u64 hva, u64 bytes);
 int engine_region_del(struct ksm_vm *vm, u64 hva, u64 bytes);
-/* The agent says that it replaced merged pages by empty memory. -EPROTO: outside of the regions. */
+/* The agent says that it replaced merged pages by empty memory. */
 int engine_discard(struct ksm_vm *vm, u64 hva, u64 bytes);
 /* -EPROTO: not an answer to what was asked. @cpu_us: what the agent used since it was asked. */
 int engine_done(struct ksm_vm *vm, u32 seq, const struct ksm_segment *segments, u32 nr);

@@ -11,9 +11,16 @@
 #endif
 #include "common/types.h"
 
+/*
+ * Keyed with a secret of this process: a guest that could compute the hash could make any number of
+ * pages that collide, and the index slow for all.
+ */
+extern u8 page_hash_secret[XXH3_SECRET_SIZE_MIN];
+int page_hash_init(void); /* once, before the first hash */
+
 static inline u64 page_hash(const void *page)
 {
-	return XXH3_64bits(page, PAGE_BYTES);
+	return XXH3_64bits_withSecret(page, PAGE_BYTES, page_hash_secret, sizeof(page_hash_secret));
 }
 
 /* Most pages that are not zero differ in their first bytes, so this is nearly free. */

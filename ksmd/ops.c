@@ -21,6 +21,8 @@ int ops_queue(struct ksm_vm *vm, const struct ksm_op_run *run)
 {
 	if (!vm->conn || vm->dying || vm->unmerged || vm->queue_nr >= QUEUE_MAX)
 		return -EAGAIN;
+	if (vm->mode == KSM_OFF || (!run->zero && vm->mode != KSM_ON))
+		return -EPERM;
 	if (!run->zero &&
 	    (vm->boundaries + 2 > vm->engine->cfg.maps_limit || now_us() < vm->no_maps_until_us))
 		return -ENOSPC;
@@ -43,9 +45,10 @@ static void fill_op(struct ksm_vm *vm)
 	u32 pages = 0, taken = 0;
 
 	vm->op_nr = 0;
-	while (taken < vm->queue_nr && vm->op_nr < ENGINE_RUNS_MAX && pages < ENGINE_PAGES_MAX) {
+	while (taken < vm->queue_nr && vm->op_nr < ENGINE_RUNS_MAX &&
+	       pages < vm->engine->cfg.request_pages) {
 		struct ksm_op_run *q = &vm->queue[taken];
-		u32 nr = MIN(q->nr, ENGINE_PAGES_MAX - pages);
+		u32 nr = MIN(q->nr, vm->engine->cfg.request_pages - pages);
 
 		vm->op[vm->op_nr++] = (struct ksm_op_run){
 			.gpn = q->gpn, .spn = q->spn, .nr = nr, .zero = q->zero
@@ -214,7 +217,7 @@ int engine_done(struct ksm_vm *vm, u32 seq, const struct ksm_segment *segments, 
 	}
 	vm->op_nr = 0;
 	vm->op_busy = false;
-	ops_pump(vm);
+	/* The next request is sent by the next slice of work: the budget is for it too. */
 	return 0;
 }
 

@@ -136,8 +136,13 @@ int page_set_candidate(struct ksm_region *r, u32 page, u32 tag)
 	bool mapped = page_is_mapped(r, page);
 	int err;
 
-	if (!mapped)
+	if (!mapped) {
 		drop(r, page);
+	} else if (r->state[page] == PG_BROKEN_CANDIDATE) {
+		if (r->link[page] == tag)
+			return 0;
+		page_note_broken_tag(r, page, tag);
+	}
 	err = index_add(r->vm->domain->index, tag, r->gpn + page);
 	if (err < 0)
 		return err;

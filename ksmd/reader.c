@@ -168,7 +168,7 @@ static bool wait_done(struct reader_pool *p, const struct worker *w, u64 deadlin
 }
 
 int reader_run(struct reader_pool *p, struct reader_job **jobs, u32 nr, u64 timeout_us,
-	       u32 *ret_stuck)
+	       int *ret_stage)
 {
 	int r = 0;
 
@@ -189,9 +189,10 @@ int reader_run(struct reader_pool *p, struct reader_job **jobs, u32 nr, u64 time
 		for (u32 i = n; i-- > 0;) {
 			if (wait_done(p, p->workers[i], deadline))
 				continue;
+			/* Still ours to look at: its reader frees it only with the lock. */
+			*ret_stage = jobs[first + i]->stage;
 			give_up(p, i);
 			jobs[first + i] = NULL;
-			*ret_stuck = first + i;
 			r = -ETIMEDOUT;
 		}
 		if (r < 0)

@@ -10,12 +10,14 @@
 #ifndef BALLAST_KSMD_READER_H
 #define BALLAST_KSMD_READER_H
 
+#include <stdatomic.h>
 #include "common/types.h"
 
 /* A job is allocated by the caller, embedded at the start of a larger struct. */
 struct reader_job {
 	void (*run)(struct reader_job *job); /* on a reader thread; touches nothing but the job */
 	void (*free)(struct reader_job *job);
+	atomic_int stage; /* set by run() as it goes: says, if it hangs, where */
 };
 
 struct reader_pool;
@@ -26,11 +28,11 @@ u32 reader_pool_threads(const struct reader_pool *p);
 
 /*
  * Runs all jobs, side by side, and waits. 0: all are done, and the caller owns them again.
- * -ETIMEDOUT: job @ret_stuck (and perhaps others) hangs: those that hang are given up (freed when
- * they end), jobs[i] is NULL for each of them.
+ * -ETIMEDOUT: some hang and are given up (freed when they end): jobs[i] is NULL for each of them;
+ * others may not have run. *ret_stage: the stage of one that hangs.
  */
 int reader_run(struct reader_pool *p, struct reader_job **jobs, u32 nr, u64 timeout_us,
-	       u32 *ret_stuck);
+	       int *ret_stage);
 
 u64 reader_pool_given_up(const struct reader_pool *p); /* readers lost so, in all */
 

@@ -40,7 +40,7 @@ static void reconcile(struct ksm_region *r, u32 page, u32 spn)
 /* What lies between two mappings of the store does not map it. */
 static void reconcile_gap(struct walk *w, u32 end)
 {
-	for (; w->page < end; w->page++)
+	for (; w->page < MIN(end, w->r->nr_pages); w->page++)
 		reconcile(w->r, w->page, SPN_NONE);
 }
 
@@ -52,6 +52,9 @@ static int note_mapping(const struct procmap *m, void *arg)
 
 	if (m->start >= r->hva + r->bytes)
 		return 1;
+	/* The file is read in parts, and mappings change meanwhile: a part may begin before the
+	 * last one ended. */
+	start = MAX(start, page_hva(r, w->page));
 	if (start >= end || m->ino != w->ino || m->dev != w->dev)
 		return 0;
 	reconcile_gap(w, (u32)((start - r->hva) >> PAGE_SHIFT));
@@ -78,12 +81,18 @@ int region_resync(struct ksm_region *r)
 	struct walk w = { .r = r };
 	int err;
 
+	r->read = false;
 	store_identity(r->vm->domain->store, &w.dev, &w.ino);
 	err = procmaps_walk(r->vm->target->pid, note_mapping, &w);
 	if (err < 0)
 		return err;
 	reconcile_gap(&w, r->nr_pages);
-	return r->nr_mapped ? scan_broken(r, 0, r->nr_pages, note_broken) : 0;
+	/* Its mappings are accounted for now. If the broken ones cannot be told yet, the next scan
+	 * will. */
+	r->read = true;
+	if (r->nr_mapped)
+		(void)scan_broken(r, 0, r->nr_pages, note_broken);
+	return 0;
 }
 
 struct accounted {
@@ -105,7 +114,7 @@ static int check_known(const struct procmap *m, void *arg)
 		for (u32 i = 0; i < a->vm->nr_regions; i++) {
 			const struct ksm_region *r = a->vm->regions[i];
 
-			if (r->hva <= at && at < r->hva + r->bytes)
+			if (r->read && r->hva <= at && at < r->hva + r->bytes)
 				covered = r->hva + r->bytes;
 		}
 		if (covered == at)

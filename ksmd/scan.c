@@ -14,6 +14,8 @@
 
 /* A VMM that does not let itself be read for this long is left alone until it does. */
 #define READ_TIMEOUT_US 1000000
+#define SLOW_WINDOW_US	200000
+#define SLOW_PAUSES	20
 /* Ranges that one PAGEMAP_SCAN can return; when there are more the window gets shorter. */
 #define SCAN_RANGES 2048
 /* Pages of one hash job, so that the threads share a window's work, and of one promotion. */
@@ -104,9 +106,7 @@ int scan_buffers_new(struct scan_buffers **ret)
 	return 0;
 }
 
-/* --- reader jobs
- * -----------------------------------------------------------------------------------------------
- */
+/* --- reader jobs ------------------------------------------------------------------------------ */
 
 static void scan_job_run(struct reader_job *job)
 {
@@ -187,10 +187,12 @@ static int promote_batch(struct promote_job *j, u32 first, u32 nr)
 {
 	int err = 0;
 
-	for (int side = 0; side < 2; side++)
+	for (int side = 0; side < 2; side++) {
+		j->job.stage = side; /* who is to blame if it hangs */
 		if (target_read(j->target[side], j->hva[side] + first, nr, j->buf[side],
 				j->ok[side] + first) < 0)
 			memset(j->ok[side] + first, 0, nr * sizeof(j->ok[side][0]));
+	}
 	for (u32 i = 0; i < nr; i++) {
 		const u8 *page = j->buf[0] + i * PAGE_BYTES;
 		bool *read = &j->ok[0][first + i], *equal = &j->ok[1][first + i];
@@ -234,19 +236,18 @@ static void promote_job_free(struct reader_job *job)
 static void set_blocked(struct ksm_vm *vm)
 {
 	vm->blocked = true;
+	vm->nr_hangs++;
 	vm->engine->ops->blocked(vm->conn, true);
 }
 
-/* --- scanning
- * --------------------------------------------------------------------------------------------------
- */
+/* --- scanning --------------------------------------------------------------------------------- */
 
 static struct scan_job *run_scan(struct ksm_region *r, u32 page, u32 nr,
 				 const struct pagemap_query *q)
 {
 	struct scan_job *j = calloc(1, sizeof(*j));
 	struct reader_job *jobs[1];
-	u32 stuck;
+	int stage;
 
 	if (!j)
 		return NULL;
@@ -258,7 +259,7 @@ static struct scan_job *run_scan(struct ksm_region *r, u32 page, u32 nr,
 		.end = page_hva(r, page + nr),
 	};
 	jobs[0] = &j->job;
-	if (reader_run(r->vm->engine->readers, jobs, 1, READ_TIMEOUT_US, &stuck) < 0) {
+	if (reader_run(r->vm->engine->readers, jobs, 1, READ_TIMEOUT_US, &stage) < 0) {
 		if (jobs[0])
 			scan_job_free(&j->job);
 		else
@@ -301,7 +302,10 @@ static void note_broken(struct ksm_region *r, u32 page, u32 nr)
 		if (r->state[p] != PG_SHARED)
 			continue;
 		page_set_broken(r, p);
-		r->vm->stats.broken_total++;
+		if (r->vm->unmerged)
+			r->vm->stats.unmerged_total++;
+		else
+			r->vm->stats.broken_total++;
 	}
 }
 
@@ -336,9 +340,7 @@ static u32 scan_written(struct ksm_region *r, u32 page, u32 nr, struct scan_buff
 	return nr;
 }
 
-/* --- hashing
- * ---------------------------------------------------------------------------------------------------
- */
+/* --- hashing ---------------------------------------------------------------------------------- */
 
 static bool wants_hash(const struct ksm_region *r, u32 page, u32 window,
 		       const struct scan_buffers *b, bool broken_turn)
@@ -364,8 +366,8 @@ static u32 hash_window(struct ksm_region *r, u32 window, u32 nr, struct scan_buf
 	bool broken_turn = r->nr_broken && vm->mode == KSM_ON &&
 			   vm->stats.passes_total % BROKEN_PASSES == 0;
 	struct reader_job *jobs[ARRAY_SIZE(b->hash_jobs)];
-	u32 nr_jobs = 0, stuck;
-	int err;
+	u32 nr_jobs = 0;
+	int err, stage;
 
 	for (u32 p = window; p < window + nr; p++) {
 		struct hash_job *j = nr_jobs ? b->hash_jobs[nr_jobs - 1] : NULL;
@@ -385,7 +387,7 @@ static u32 hash_window(struct ksm_region *r, u32 window, u32 nr, struct scan_buf
 	}
 	if (!nr_jobs)
 		return 0;
-	err = reader_run(vm->engine->readers, jobs, nr_jobs, READ_TIMEOUT_US, &stuck);
+	err = reader_run(vm->engine->readers, jobs, nr_jobs, READ_TIMEOUT_US, &stage);
 	for (u32 i = 0; i < nr_jobs; i++) {
 		if (!jobs[i]) {
 			b->hash_jobs[i] = NULL; /* the hung reader's now */
@@ -400,9 +402,7 @@ static u32 hash_window(struct ksm_region *r, u32 window, u32 nr, struct scan_buf
 	return err < 0 ? 0 : nr_jobs;
 }
 
-/* --- matching
- * --------------------------------------------------------------------------------------------------
- */
+/* --- matching --------------------------------------------------------------------------------- */
 
 struct lookup {
 	const struct ksm_domain *domain;
@@ -416,7 +416,7 @@ static bool is_match(u32 value, void *arg)
 
 	if (value & INDEX_STORE_FLAG)
 		return store_hash(l->domain->store, value & ~INDEX_STORE_FLAG) == l->hash;
-	return value != l->self;
+	return value != l->self && vm_may_share(gpn_region(l->domain->engine, value)->vm);
 }
 
 /* A broken page is not watched for writes: only one that looks the same twice is taken for still.
@@ -505,9 +505,7 @@ static u32 match_window(struct ksm_region *r, struct scan_buffers *b, u32 nr_job
 	return nr;
 }
 
-/* --- promoting
- * -------------------------------------------------------------------------------------------------
- */
+/* --- promoting -------------------------------------------------------------------------------- */
 
 static struct promote_job *promote_job_new(struct ksm_domain *d, const struct match *m, u32 nr)
 {
@@ -544,7 +542,7 @@ static bool partner_free(const struct engine *e, u32 gpn)
 	const struct ksm_region *r = gpn_region(e, gpn);
 	u8 state = r->state[gpn - r->gpn];
 
-	return state == PG_CANDIDATE || state == PG_BROKEN_CANDIDATE;
+	return (state == PG_CANDIDATE || state == PG_BROKEN_CANDIDATE) && vm_may_share(r->vm);
 }
 
 /* Taken as the partner of another page of this window. */
@@ -585,7 +583,8 @@ static u32 promote(struct ksm_vm *vm, struct match *m, u32 nr, struct placement 
 	struct ksm_domain *d = vm->domain;
 	struct reader_job *jobs[1];
 	struct promote_job *j;
-	u32 spn = store_alloc(d->store, nr), n = 0, stuck;
+	u32 spn = store_alloc(d->store, nr), n = 0;
+	int stage;
 
 	if (spn == SPN_NONE)
 		return 0;
@@ -596,18 +595,19 @@ static u32 promote(struct ksm_vm *vm, struct match *m, u32 nr, struct placement 
 	}
 	j->spn = spn;
 	jobs[0] = &j->job;
-	if (reader_run(vm->engine->readers, jobs, 1, READ_TIMEOUT_US, &stuck) < 0) {
+	if (reader_run(vm->engine->readers, jobs, 1, READ_TIMEOUT_US, &stage) < 0) {
 		/*
 		 * The hung reader may still write these store pages when it wakes: they must never
-		 * be anything else. They stay allocated, a loss of at most a MiB for each reader
-		 * lost.
+		 * be anything else. A cover that nobody drops keeps them (invariant 4); HANGS_MAX
+		 * bounds the loss.
 		 */
 		if (jobs[0]) {
 			promote_job_free(&j->job);
 			store_release(d->store, spn, nr);
 		} else {
-			set_blocked(vm);
-			set_blocked(gpn_region(vm->engine, m[0].partner)->vm);
+			for (u32 i = 0; i < nr; i++)
+				store_cover(d->store, spn + i);
+			set_blocked(stage ? gpn_region(vm->engine, m[0].partner)->vm : vm);
 		}
 		return 0;
 	}
@@ -684,7 +684,7 @@ static void merge_window(struct ksm_vm *vm, struct scan_buffers *b, u32 nr)
 			for (n = 1; k + n < b->promotions[i].nr; n++)
 				if (gpn_region(e, m[k + n].partner)->vm != q)
 					break;
-			if (q->blocked || q->dying)
+			if (!vm_may_share(q))
 				continue;
 			done = promote(vm, m + k, n, b->own + own, b->partners + partners);
 			own += done;
@@ -695,9 +695,7 @@ static void merge_window(struct ksm_vm *vm, struct scan_buffers *b, u32 nr)
 	queue_runs(e, b->partners, partners, b->runs);
 }
 
-/* --- one window
- * ------------------------------------------------------------------------------------------------
- */
+/* --- one window ------------------------------------------------------------------------------- */
 
 static void retry_held(struct ksm_region *r, u32 page, u32 nr)
 {
@@ -711,6 +709,7 @@ bool scan_window(struct ksm_vm *vm)
 	struct scan_buffers *b = vm->engine->scan;
 	struct ksm_region *r;
 	u32 page, nr, nr_jobs;
+	u64 started;
 
 	while (vm->cursor_region < vm->nr_regions &&
 	       vm->cursor_page >= vm->regions[vm->cursor_region]->nr_pages) {
@@ -740,11 +739,16 @@ bool scan_window(struct ksm_vm *vm)
 		r->first_pass = false;
 	if (vm->mode == KSM_OFF || vm->unmerged || !vm->conn || !vm->engine->cfg.enabled)
 		return true;
+	started = now_us();
 	if (r->nr_held && vm->stats.passes_total % HELD_PASSES == HELD_PASSES - 1)
 		retry_held(r, page, nr);
 	if (!r->nr_fresh && !r->nr_broken)
 		return true;
 	nr_jobs = hash_window(r, page, nr, b);
 	merge_window(vm, b, match_window(r, b, nr_jobs));
+	/* Reading that takes long makes all others wait: who is slow gets a small share of the
+	 * time. */
+	if (now_us() - started > SLOW_WINDOW_US)
+		vm->slow_until_us = now_us() + SLOW_PAUSES * (now_us() - started);
 	return true;
 }

@@ -112,7 +112,7 @@ int store_adopt(int fd, struct store **ret)
 
 	if (fstat(fd, &st) < 0)
 		return -errno;
-	if (!S_ISREG(st.st_mode) || st.st_size <= 0 ||
+	if (!S_ISREG(st.st_mode) || st.st_uid != geteuid() || st.st_size <= 0 ||
 	    ((u64)st.st_size >> PAGE_SHIFT) > STORE_PAGES_MAX ||
 	    !(fcntl(fd, F_GET_SEALS) & F_SEAL_SHRINK))
 		return -EINVAL;
@@ -215,6 +215,9 @@ static u64 find_gap(struct store *s, u32 nr)
 		}
 	}
 	s->cursor += MIN(SEARCH_WORDS, words - s->cursor);
+	/* Now, because the end moves on before the next search. */
+	if (s->cursor >= words)
+		s->cursor = 0;
 	return UINT64_MAX;
 }
 

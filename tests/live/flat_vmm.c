@@ -89,7 +89,7 @@ static int discard(struct flat_vm *vm, u64 page, u64 count)
 	if (page >= vm->opt.nr_pages || count > vm->opt.nr_pages - page)
 		return -EINVAL;
 	if (vm->agent)
-		return bh_discard(vm->agent, hva, count << PAGE_SHIFT);
+		return bh_discard(vm->agent, hva, count << PAGE_SHIFT, MADV_DONTNEED);
 	return madvise(hva, count << PAGE_SHIFT, MADV_DONTNEED) ? -errno : 0;
 }
 

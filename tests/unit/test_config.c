@@ -95,8 +95,8 @@ Test(config, defaults)
 	cr_expect_eq(c.scan_threads, 1);
 	cr_expect_eq(c.store_max_bytes, GIB(64));
 	cr_expect_eq(c.nr_vms, 0);
-	cr_expect_eq(config_vm_match(&c, "x", NULL)->share, SHARE_ON);
-	cr_expect_str_eq(config_vm_match(&c, "x", NULL)->domain, "default");
+	cr_expect_eq(config_vm_match(&c, "x", NULL, 1000)->share, SHARE_ON);
+	cr_expect_str_eq(config_vm_match(&c, "x", NULL, 1000)->domain, "default");
 	config_free(&c);
 	config_free(NULL);
 }
@@ -360,13 +360,13 @@ Test(config, match)
 				   "[vm \"6F9619FF-*\"]\ndomain = uuid\n"
 				   "[vm \"?\"]\ndomain = short\n");
 	load_ok(&c);
-	cr_expect_str_eq(config_vm_match(&c, "web-1", NULL)->domain, "web");
-	cr_expect_str_eq(config_vm_match(&c, "web-1", "6f9619ff-8b86")->domain, "web");
-	cr_expect_str_eq(config_vm_match(&c, "zzz", "6f9619ff-8b86")->domain, "uuid");
-	cr_expect_str_eq(config_vm_match(&c, NULL, "6F9619FF-8B86")->domain, "uuid");
-	cr_expect_str_eq(config_vm_match(&c, "x", "")->domain, "short");
-	cr_expect_str_eq(config_vm_match(&c, "WEB-1", NULL)->domain, "default");
-	cr_expect_str_eq(config_vm_match(&c, NULL, NULL)->domain, "default");
+	cr_expect_str_eq(config_vm_match(&c, "web-1", NULL, 1000)->domain, "web");
+	cr_expect_str_eq(config_vm_match(&c, "web-1", "6f9619ff-8b86", 1000)->domain, "web");
+	cr_expect_str_eq(config_vm_match(&c, "zzz", "6f9619ff-8b86", 1000)->domain, "uuid");
+	cr_expect_str_eq(config_vm_match(&c, NULL, "6F9619FF-8B86", 1000)->domain, "uuid");
+	cr_expect_str_eq(config_vm_match(&c, "x", "", 1000)->domain, "short");
+	cr_expect_str_eq(config_vm_match(&c, "WEB-1", NULL, 1000)->domain, "default");
+	cr_expect_str_eq(config_vm_match(&c, NULL, NULL, 1000)->domain, "default");
 	cr_expect_str_eq(share_mode_name(SHARE_ZERO_ONLY), "zero-only");
 	config_free(&c);
 }
