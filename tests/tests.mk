@@ -23,7 +23,7 @@ SAN_ENV := $(if $(SAN),ASAN_OPTIONS=abort_on_error=1:detect_stack_use_after_retu
 check: deps
 	@$(MAKE) --no-print-directory $(if $(findstring -j,$(MAKEFLAGS)),,-j$(shell nproc)) check-built
 
-check-built: $(BINS) $(UNIT_BIN) $(LIVE_BINS)
+check-built: $(BINS) $(UNIT_BIN) $(LIVE_BINS) $(OUTSIDE)
 	@$(SAN_ENV) BUILD='$(BUILD)' SAN='$(SAN)' ONLY='$(ONLY)' tests/run.sh
 
 # Without deps: it needs no root where the packages are there.

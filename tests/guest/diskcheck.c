@@ -8,9 +8,10 @@
  * zeros, one of a few contents that all guests have, or one that nobody else has. So there is
  * always much to merge among pages that are the target of the next transfer.
  *
- *   fill    CPU writes a page of memory          check   CPU reads all of a page and compares
- *   write   a run of memory pages goes to disk   read    a run of disk blocks comes to memory, and
- * is compared
+ * - fill: the CPU writes pages of memory
+ * - write: a run of memory pages goes to disk
+ * - read: a run of disk blocks comes to memory, and is compared
+ * - check: the CPU reads pages and compares them
  *
  * ballast.disk_direct=1 (default): O_DIRECT and four processes, each with memory and a part of the
  * disk of its own; transfers go straight to and from the pages. ballast.disk_direct=0: one process
