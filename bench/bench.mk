@@ -21,3 +21,15 @@ $(BUILD)/bench-index: $(call obj,bench/index.c ksmd/index.c) $(REPORT) $(call ob
 bench-index: deps
 	@$(MAKE) --no-print-directory $(BUILD)/bench-index
 	BUILD='$(BUILD)' $(BUILD)/bench-index
+
+$(BUILD)/memhost: $(call obj,bench/memhost.c bench/content.c ctl/guestmem.c ctl/analysis.c) $(BUILD)/libballast-hooks.a
+	$(CC) $(LDFLAGS) -o $@ $^ -lxxhash
+
+$(BUILD)/bench-ksm: $(call obj,bench/ksm.c bench/peer.c bench/host.c bench/content.c ctl/guestmem.c ctl/analysis.c $(COMMON)) $(REPORT)
+	$(CC) $(LDFLAGS) -o $@ $^ -lxxhash -ljansson -lm
+
+# SLOW_PEERS=1 also runs the settings that take minutes: KSM's defaults, ksmtuned's, Ballast's 5%.
+.PHONY: bench-ksm
+bench-ksm: deps
+	@$(MAKE) --no-print-directory all $(BUILD)/memhost $(BUILD)/bench-ksm
+	BUILD='$(BUILD)' bench/ksm.sh

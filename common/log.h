@@ -21,9 +21,19 @@ void log_set_level(enum log_level level);
 
 void log_write(enum log_level level, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
-#define log_err(...)   log_write(LOG_LEVEL_ERR, __VA_ARGS__)
-#define log_warn(...)  log_write(LOG_LEVEL_WARN, __VA_ARGS__)
-#define log_info(...)  log_write(LOG_LEVEL_INFO, __VA_ARGS__)
-#define log_debug(...) log_write(LOG_LEVEL_DEBUG, __VA_ARGS__)
+/*
+ * The same for lines that a stranger can cause: at most LOG_LIMIT of them in ten seconds, in all;
+ * those beyond are counted, and the number is told by the next line that is written.
+ */
+#define LOG_LIMIT 30
+void log_write_limited(enum log_level level, const char *fmt, ...)
+	__attribute__((format(printf, 2, 3)));
+#define log_warn_limited(...) log_write_limited(LOG_LEVEL_WARN, __VA_ARGS__)
+#define log_info_limited(...) log_write_limited(LOG_LEVEL_INFO, __VA_ARGS__)
+
+#define log_err(...)	      log_write(LOG_LEVEL_ERR, __VA_ARGS__)
+#define log_warn(...)	      log_write(LOG_LEVEL_WARN, __VA_ARGS__)
+#define log_info(...)	      log_write(LOG_LEVEL_INFO, __VA_ARGS__)
+#define log_debug(...)	      log_write(LOG_LEVEL_DEBUG, __VA_ARGS__)
 
 #endif

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/queue.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -18,7 +19,8 @@
 #include "daemon/core.h"
 #include "ksmd/store.h"
 
-#define AGENTS_MAX 1024
+#define AGENTS_MAX    1024
+#define NEWCOMERS_MAX 64
 /* Who connects and does not say HELLO is dropped. */
 #define HELLO_TIMEOUT_US 5000000
 /* The dearest page there is: one that is replaced inside a mapping, after a look at all
@@ -35,6 +37,7 @@
 #define MESSAGES_AT_ONCE 16
 
 struct agent {
+	TAILQ_ENTRY(agent) newcomer; /* before HELLO */
 	struct core *core;
 	int fd;
 	pid_t pid;
@@ -43,6 +46,17 @@ struct agent {
 	u64 busy_us;   /* of our time that it has taken since it last rested */
 	struct vm *vm; /* NULL before HELLO */
 };
+
+/* Those who have not said HELLO, oldest first: when there are too many, that one has to go. */
+static TAILQ_HEAD(, agent) newcomers = TAILQ_HEAD_INITIALIZER(newcomers);
+static u32 nr_newcomers;
+
+static void introduced(struct agent *a)
+{
+	TAILQ_REMOVE(&newcomers, a, newcomer);
+	nr_newcomers--;
+	a->is_introduced = true;
+}
 
 /* One for all agents: messages are handled one at a time. */
 static struct wire_message rx, tx;
@@ -55,6 +69,8 @@ static void agent_close(struct agent *a)
 		engine_vm_disconnect(a->vm->ksm);
 		a->vm->agent = NULL;
 	}
+	if (!a->is_introduced)
+		introduced(a);
 	sd_event_source_disable_unref(a->io);
 	sd_event_source_disable_unref(a->hello_timer);
 	sd_event_source_disable_unref(a->rest_timer);
@@ -90,8 +106,8 @@ static int refuse(struct agent *a, int err, const char *reason)
 	tx.refuse.error = err;
 	snprintf(tx.refuse.reason, sizeof(tx.refuse.reason), "%s", reason);
 	(void)wire_send(a->fd, &tx, -1, 0);
-	log_warn("process %d is refused: %s", (int)a->pid, reason);
-	return err;
+	log_warn_limited("process %d is refused: %s", (int)a->pid, reason);
+	return -ECONNABORTED;
 }
 
 static int on_hello(struct agent *a)
@@ -134,12 +150,13 @@ static int on_hello(struct agent *a)
 	if (r < 0)
 		return r;
 	a->hello_timer = sd_event_source_disable_unref(a->hello_timer);
+	introduced(a);
 	a->vm = vm;
 	vm->agent = a;
 	vm->cpu_us_seen = vm->guest_faults_seen = 0;
 	engine_vm_connect(vm->ksm, vm);
-	log_info("VM %s (pid %d) is connected, domain %s, share %s", vm->name, (int)vm->pid,
-		 vm->domain, share_mode_name(vm->share));
+	log_info_limited("VM %s (pid %d) is connected, domain %s, share %s", vm->name, (int)vm->pid,
+			 vm->domain, share_mode_name(vm->share));
 	return 0;
 }
 
@@ -205,11 +222,11 @@ static int on_region_add(struct vm *vm)
 	if (r == -EAGAIN)
 		return -ECONNRESET; /* it connects again, and tells it again */
 	if (r == 0)
-		log_info("VM %s: %llu MiB of guest memory", vm->name,
-			 (unsigned long long)(rx.region.bytes >> 20));
+		log_info_limited("VM %s: %llu MiB of guest memory", vm->name,
+				 (unsigned long long)(rx.region.bytes >> 20));
 	else
-		log_warn("VM %s: region of %llu MiB refused: %s", vm->name,
-			 (unsigned long long)(rx.region.bytes >> 20), strerror(-r));
+		log_warn_limited("VM %s: region of %llu MiB refused: %s", vm->name,
+				 (unsigned long long)(rx.region.bytes >> 20), strerror(-r));
 	/* Its own mistake, or no memory here: the region is not watched, and nothing else is lost.
 	 */
 	return r == -EPROTO ? r : 0;
@@ -258,14 +275,15 @@ static int on_message(sd_event_source *s, int fd, uint32_t revents, void *arg)
 {
 	struct agent *a = arg;
 	struct core *c = a->core;
-	const char *who = a->vm ? a->vm->name : "not introduced";
+	const char *who;
 	const char *why = "message out of place";
 	u64 started = now_us();
 	int passed_fd, r = 0;
 
 	for (int i = 0; r == 0 && i < MESSAGES_AT_ONCE; i++) {
-		why = "message out of place";
 		r = wire_recv(fd, &rx, &passed_fd, &why);
+		if (r == 0)
+			why = "message out of place";
 		if (r == 0 && passed_fd >= 0) {
 			close(passed_fd); /* only a daemon sends descriptors */
 			why = "a descriptor from an agent";
@@ -274,15 +292,16 @@ static int on_message(sd_event_source *s, int fd, uint32_t revents, void *arg)
 		if (r == 0)
 			r = handle(a);
 	}
+	who = a->vm ? a->vm->name : "not introduced";
 	if (r < 0 && r != -EAGAIN) {
 		if (r == -EPROTO) {
 			c->protocol_errors++;
-			log_warn(
+			log_warn_limited(
 				"agent of process %d (%s) breaks the protocol: %s; connection closed",
 				(int)a->pid, who, why);
 		} else if (a->vm) {
-			log_info("VM %s (pid %d): agent disconnected (%s)", who, (int)a->pid,
-				 strerror(-r));
+			log_info_limited("VM %s (pid %d): agent disconnected (%s)", who,
+					 (int)a->pid, strerror(-r));
 		}
 		agent_close(a);
 	} else {
@@ -298,8 +317,9 @@ static int on_hello_timeout(sd_event_source *s, uint64_t usec, void *arg)
 {
 	struct agent *a = arg;
 
-	log_warn("process %d connected to the agent socket and said nothing; connection closed",
-		 (int)a->pid);
+	log_warn_limited(
+		"process %d connected to the agent socket and said nothing; connection closed",
+		(int)a->pid);
 	agent_close(a);
 	return 0;
 }
@@ -314,7 +334,7 @@ static int on_accept_again(sd_event_source *s, uint64_t usec, void *arg)
 
 static void pause_accept(struct core *c)
 {
-	log_warn("cannot accept a connection: %s", strerror(errno));
+	log_warn_limited("cannot accept a connection: %s", strerror(errno));
 	if (!c->accept_timer && sd_event_add_time(c->event, &c->accept_timer, CLOCK_MONOTONIC,
 						  now_us() + 1000000, 0, on_accept_again, c) >= 0)
 		sd_event_source_set_enabled(c->agent_source, SD_EVENT_OFF);
@@ -362,6 +382,9 @@ static int on_connection(sd_event_source *s, int listen_fd, uint32_t revents, vo
 		close(fd);
 		return 0;
 	}
+	TAILQ_INSERT_TAIL(&newcomers, a, newcomer);
+	if (++nr_newcomers > NEWCOMERS_MAX)
+		agent_close(TAILQ_FIRST(&newcomers));
 	/* At the limit nobody is accepted; those who wait, wait in the backlog. */
 	if (++c->nr_agents == AGENTS_MAX)
 		sd_event_source_set_enabled(c->agent_source, SD_EVENT_OFF);
@@ -454,11 +477,11 @@ static void note_blocked(void *conn, bool blocked)
 	if (!vm)
 		return;
 	if (blocked)
-		log_warn(
+		log_warn_limited(
 			"VM %s (pid %d) does not let its memory be read; it is left alone until it does",
 			vm->name, (int)vm->pid);
 	else
-		log_info("VM %s (pid %d) can be read again", vm->name, (int)vm->pid);
+		log_info_limited("VM %s (pid %d) can be read again", vm->name, (int)vm->pid);
 }
 
 const struct engine_ops agent_engine_ops = {

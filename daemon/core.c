@@ -96,7 +96,7 @@ static int on_exit_of_vm(sd_event_source *s, int fd, uint32_t revents, void *arg
 		log_debug("VM %s: process %d is gone before its connection", vm->name,
 			  (int)vm->pid);
 	}
-	log_info("VM %s (pid %d) is gone", vm->name, (int)vm->pid);
+	log_info_limited("VM %s (pid %d) is gone", vm->name, (int)vm->pid);
 	engine_vm_exit(vm->ksm);
 	vm->ksm = NULL;
 	c->gone_cpu_us += vm->cpu_us;

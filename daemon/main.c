@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <systemd/sd-daemon.h>
 #include <unistd.h>
 #include "common/log.h"
@@ -50,12 +51,25 @@ static int add_signals(struct core *c)
 	return r;
 }
 
+/* Two descriptors a VM and one a connection: the usual limit of 1,024 is for programs with
+ * select(). */
+static void raise_descriptors(void)
+{
+	struct rlimit l;
+
+	if (getrlimit(RLIMIT_NOFILE, &l) == 0) {
+		l.rlim_cur = MIN(l.rlim_max, (rlim_t)65536);
+		setrlimit(RLIMIT_NOFILE, &l);
+	}
+}
+
 static int run(struct core *c)
 {
 	int r = sd_event_default(&c->event);
 
 	if (r < 0)
 		return r;
+	raise_descriptors();
 	r = add_signals(c);
 	if (r >= 0)
 		r = core_start(c);

@@ -212,7 +212,7 @@ static void adopt(struct core *c, struct recovery *rec, struct old_store *os)
 	}
 	if (fd < 0)
 		return;
-	r = store_adopt(fd, &s);
+	r = store_adopt(fd, c->config.store_max_bytes, &s);
 	if (r < 0) {
 		close(fd);
 		log_warn("the store of domain %s cannot be taken over: %s", os->domain,

@@ -99,7 +99,7 @@ static struct bh_agent *live_agent; /* one a process: regions of two could overl
 static void before_fork(void)
 {
 	if (live_agent)
-		pthread_mutex_lock(&live_agent->lock);
+		lock_urgent(live_agent);
 }
 
 static void after_fork_in_parent(void)
@@ -322,7 +322,7 @@ int bh_region_add(struct bh_agent *a, void *at, size_t bytes, uint64_t gpa, cons
 	r = region_new(hva, bytes, gpa, name);
 	if (!r)
 		return -ENOMEM;
-	pthread_mutex_lock(&a->lock);
+	lock_urgent(a);
 	if (overlaps_region(a, hva, bytes))
 		err = -EEXIST;
 	else if (a->nr_regions == WIRE_REGIONS_MAX)
@@ -361,7 +361,7 @@ int bh_region_del(struct bh_agent *a, void *at, size_t bytes)
 
 	if (a->dead)
 		return -ENOENT;
-	pthread_mutex_lock(&a->lock);
+	lock_urgent(a);
 	for (u32 i = a->nr_regions; i-- > 0;) {
 		const struct bh_region *r = a->regions[i];
 
@@ -444,7 +444,7 @@ int bh_discard(struct bh_agent *a, void *from, size_t bytes, int advice)
 		return -ENOENT;
 	if (!page_aligned(hva) || end <= hva)
 		return -EINVAL;
-	pthread_mutex_lock(&a->lock);
+	lock_urgent(a);
 	if (!overlaps_region(a, hva, end - hva))
 		err = -ENOENT;
 	for (u64 at = hva; err == 0 && at < end; at = part_end) {
@@ -481,7 +481,7 @@ static bool for_each_part(struct bh_agent *a, void *from, size_t bytes,
 
 	if (a->dead)
 		return false;
-	pthread_mutex_lock(&a->lock);
+	lock_urgent(a);
 	for (u64 at = hva; at < end; at = part_end) {
 		struct bh_region *r = region_part(a, at, end, &part_end);
 
@@ -522,7 +522,7 @@ void bh_region_advise(struct bh_agent *a, void *at, size_t bytes, int advice)
 
 	if (a->dead)
 		return;
-	pthread_mutex_lock(&a->lock);
+	lock_urgent(a);
 	r = region_find(a, hva, bytes);
 	if (r) {
 		switch (advice) {

@@ -72,6 +72,8 @@ struct bh_agent {
 	atomic_bool stop;
 
 	pthread_mutex_t lock;
+	atomic_uint
+		urgent; /* who waits for @lock and must not wait long: guests' faults, the VMM */
 	struct bh_region *regions[WIRE_REGIONS_MAX];
 	u32 nr_regions;
 	struct wire_range discards[BH_DISCARD_QUEUE]; /* merged pages discarded, to be told */
@@ -164,6 +166,24 @@ static inline u64 same_kind(const struct bh_region *r, u64 page, u64 end)
 static inline u64 page_hva(const struct bh_region *r, u64 page)
 {
 	return r->hva + (page << PAGE_SHIFT);
+}
+
+/*
+ * @lock for those that a guest or the VMM waits for, and for the link thread, which lets them go
+ * first: a mutex alone is not fair, and the link thread takes it again at once, step after step.
+ */
+static inline void lock_urgent(struct bh_agent *a)
+{
+	a->urgent++;
+	pthread_mutex_lock(&a->lock);
+	a->urgent--;
+}
+
+static inline void lock_step(struct bh_agent *a)
+{
+	while (a->urgent)
+		usleep(50);
+	pthread_mutex_lock(&a->lock);
 }
 
 /* agent.c */

@@ -22,7 +22,7 @@ static void answer(struct bh_agent *a, u64 addr, bool write)
 	struct bh_region *r;
 	int err;
 
-	pthread_mutex_lock(&a->lock);
+	lock_urgent(a);
 	r = region_find(a, hva, PAGE_BYTES);
 	/* A write gets its page at once; a read gets the shared zero page. Fails with EEXIST or
 	 * ENOENT when the page is there by now: the event was of an access that waited for a move.

@@ -26,17 +26,21 @@
 static int open_socket(const char *path)
 {
 	struct sockaddr_un addr = { .sun_family = AF_UNIX };
+	const struct timeval wait = { .tv_sec = HANDSHAKE_MS / 1000 };
 	int fd, err;
 
 	if (strlen(path) >= sizeof(addr.sun_path))
 		return -ENAMETOOLONG;
 	strcpy(addr.sun_path, path);
-	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 	if (fd < 0)
 		return -errno;
-	if (connect(fd, (struct sockaddr *)&addr, sizeof(addr)) == 0)
+	/* When the daemon's backlog is full, for a moment. */
+	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &wait, sizeof(wait));
+	if (connect(fd, (struct sockaddr *)&addr, sizeof(addr)) == 0) {
+		fcntl(fd, F_SETFL, O_NONBLOCK);
 		return fd;
-	/* EAGAIN: the daemon's backlog is full. */
+	}
 	err = errno;
 	close(fd);
 	return -err;
@@ -66,7 +70,7 @@ static int adopt_store(struct bh_agent *a, int fd, u64 bytes)
 	if (a->store_fd >= 0)
 		close(a->store_fd);
 	a->store_fd = fd;
-	a->store_bytes = bytes;
+	a->store_bytes = (u64)st.st_size;
 	return 0;
 }
 
@@ -194,7 +198,7 @@ static int tell_news(struct bh_agent *a)
 	int r;
 
 	if (a->resync)
-		return -ECONNRESET;
+		return -ESTALE;
 	r = tell_deleted(a);
 	if (r == 0)
 		r = tell_regions(a);
@@ -242,7 +246,8 @@ static int do_merge(struct bh_agent *a)
 		merge_run(a, run, a->status);
 		nr_segments = add_segments(a, nr_segments, run->hva, a->status, run->nr_pages);
 	}
-	return send_done(a, a->rx->h.seq, nr_segments);
+	/* Cut short by bh_free(): that would be no answer to what was asked. */
+	return a->stop ? -ECANCELED : send_done(a, a->rx->h.seq, nr_segments);
 }
 
 static int do_unmerge(struct bh_agent *a)
@@ -257,7 +262,7 @@ static int do_unmerge(struct bh_agent *a)
 			unmerge_range(a, a->rx->ranges[i].hva + (done << PAGE_SHIFT), n, a->status);
 		}
 	}
-	return send_done(a, a->rx->h.seq, nr_segments);
+	return a->stop ? -ECANCELED : send_done(a, a->rx->h.seq, nr_segments);
 }
 
 static int serve(struct bh_agent *a)

@@ -22,6 +22,7 @@
 #include <string.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include "hypervisor-hooks/agent.h"
 
@@ -263,12 +264,22 @@ static void count(struct bh_agent *a, const struct step *s)
 	}
 }
 
+/* The store's file grows, and never shrinks. */
+static bool store_has(struct bh_agent *a, u64 bytes)
+{
+	struct stat st;
+
+	if (bytes > a->store_bytes && fstat(a->store_fd, &st) == 0)
+		a->store_bytes = (u64)st.st_size;
+	return bytes <= a->store_bytes;
+}
+
 /* The store's pages, to compare with; not by a mapping, which would count as memory of this VMM. */
 static int read_reference(struct bh_agent *a, u64 offset, u64 bytes)
 {
 	u64 done = 0;
 
-	if (offset + bytes < offset || offset + bytes > a->store_bytes)
+	if (offset + bytes < offset || !store_has(a, offset + bytes))
 		return -ERANGE;
 	while (done < bytes) {
 		ssize_t n = pread(a->store_fd, a->reference + done, bytes - done,
@@ -298,7 +309,7 @@ void merge_run(struct bh_agent *a, const struct wire_run *run, s32 *status)
 		n = MIN(run->nr_pages - done, BH_STEP_PAGES);
 		if (run->kind == WIRE_RUN_STORE)
 			err = read_reference(a, s.store_offset, n * PAGE_BYTES);
-		pthread_mutex_lock(&a->lock);
+		lock_step(a);
 		s.r = region_find(a, hva, n * PAGE_BYTES);
 		if (!s.r || discard_is_due(a, hva, n * PAGE_BYTES))
 			err = -ENOENT;
@@ -334,7 +345,7 @@ void unmerge_range(struct bh_agent *a, u64 hva, u64 nr, s32 *status)
 		int err = 0;
 
 		n = MIN(nr - done, BH_STEP_PAGES);
-		pthread_mutex_lock(&a->lock);
+		lock_step(a);
 		r = region_find(a, hva + (done << PAGE_SHIFT), n << PAGE_SHIFT);
 		if (!r) {
 			err = -ENOENT;

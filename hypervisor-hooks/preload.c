@@ -49,6 +49,9 @@ static const char *reason(int err)
 	case -ENOENT:
 	case -ECONNREFUSED:
 		return "no ballastd is running";
+	case -ETIMEDOUT:
+	case -EAGAIN:
+		return "ballastd does not answer";
 	case -EACCES:
 		return "no permission for ballastd's agent socket";
 	default:

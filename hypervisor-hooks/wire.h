@@ -15,7 +15,8 @@
  *     reads their state from the kernel (/proc/PID/maps), never from the agent's word.
  *
  * Order: DISCARD tells of discards that hit merged pages. It is sent after the DONE of the request
- * during which they happened, so that applying messages in order gives the true state.
+ * during which they happened, and an agent does not merge a page whose DISCARD is still to be sent
+ * (-ENOENT), so that applying messages in order gives the true state.
  *
  * Version rule: the header and HELLO never change. HELLO names the lowest and highest version that
  * the agent speaks; WELCOME names the one that both use from then on: the highest common one. A

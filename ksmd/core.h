@@ -119,6 +119,7 @@ struct engine {
 	struct ksm_vm *vms;
 	struct ksm_vm *turn; /* whose turn it is; NULL: the first */
 	struct scan_buffers *scan;
+	u64 trim_due_us;
 };
 
 static inline u32 hash_tag(u64 hash)

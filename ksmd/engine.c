@@ -10,6 +10,11 @@
 #define EXIT_STEP_PAGES 16384
 /* A VMM that hangs its readers so often is not looked into any more: each time may cost a MiB. */
 #define HANGS_MAX 3
+/* Waiting for readers costs no CPU, but time that the sockets wait too. */
+#define SLICE_WALL_US 50000
+#define TRIM_US	      5000000
+/* Passes between two comparisons of the whole account with the kernel\'s. */
+#define REREAD_PASSES 256
 
 int engine_new(const struct engine_config *cfg, const struct engine_ops *ops, struct engine **ret)
 {
@@ -483,6 +488,9 @@ static void end_pass(struct ksm_vm *vm, u64 now)
 	/* One request did not hold all ranges, or some page was merged meanwhile. */
 	if (vm->unmerged && vm->stats.shared_pages)
 		vm->unmerge_due = true;
+	/* What agents said is compared with what the kernel says now and then. */
+	for (u32 i = 0; i < vm->nr_regions && vm->stats.passes_total % REREAD_PASSES == 0; i++)
+		vm->regions[i]->read = vm->regions[i]->read && !vm->regions[i]->nr_mapped;
 	read_regions(vm);
 	reap_regions(vm);
 }
@@ -526,13 +534,14 @@ static bool vm_step(struct ksm_vm *vm, u64 now, u64 *ret_due)
 u64 engine_run(struct engine *e, u64 cpu_us)
 {
 	u64 end = process_cpu_us() + cpu_us, due = UINT64_MAX, now = now_us();
+	u64 wall_end = now + SLICE_WALL_US;
 	u32 idle = 0, nr = 0;
 
 	for (struct ksm_vm *vm = e->vms; vm; vm = vm->next)
 		nr++;
 	/* Round robin, one window each, so that a large VM does not keep the others waiting; until
 	 * nobody has work. */
-	while (nr && idle < nr && process_cpu_us() < end) {
+	while (nr && idle < nr && process_cpu_us() < end && now < wall_end) {
 		struct ksm_vm *vm = e->turn ? e->turn : e->vms;
 		u64 vm_due = UINT64_MAX;
 
@@ -554,5 +563,10 @@ u64 engine_run(struct engine *e, u64 cpu_us)
 	}
 	for (u32 i = 0; i < e->nr_domains; i++)
 		store_flush(e->domains[i]->store);
+	if (now >= e->trim_due_us) {
+		for (u32 i = 0; i < e->nr_domains; i++)
+			store_trim(e->domains[i]->store);
+		e->trim_due_us = now + TRIM_US;
+	}
 	return idle < nr ? now : due;
 }

@@ -45,6 +45,8 @@ static void fill_op(struct ksm_vm *vm)
 	u32 pages = 0, taken = 0;
 
 	vm->op_nr = 0;
+	if (!vm->queue_nr)
+		return;
 	while (taken < vm->queue_nr && vm->op_nr < ENGINE_RUNS_MAX &&
 	       pages < vm->engine->cfg.request_pages) {
 		struct ksm_op_run *q = &vm->queue[taken];

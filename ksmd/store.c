@@ -12,6 +12,12 @@
 /* Page numbers share 32 bits with a flag (index values), so a store has at most 2^31 - 1 pages: 8
  * TiB. */
 #define STORE_PAGES_MAX ((u64)INT32_MAX - 1)
+/*
+ * The file grows with the store, by this much at least or a quarter. It is no larger than it need
+ * be, because whoever may read it can bring memory into its holes: store_trim() takes that back.
+ */
+#define TRIM_SLACK_PAGES (MIB(4) >> PAGE_SHIFT)
+#define GROW_PAGES	 (MIB(64) >> PAGE_SHIFT)
 /* How many bitmap words an allocation looks at for a gap before it takes fresh space at the end. */
 #define SEARCH_WORDS 1024
 
@@ -22,7 +28,7 @@ struct page_meta {
 
 struct store {
 	int fd, fd_ro;
-	u64 max_pages;
+	u64 max_pages, file_pages;
 	u64 end;	  /* pages from here on were never used */
 	u64 recovery_end; /* in recovery: pages below were another daemon's, and are not allocated
 			   */
@@ -53,7 +59,7 @@ static u64 used_map_bytes(const struct store *s)
 	return ROUND_UP(DIV_ROUND_UP(s->max_pages, 64) * sizeof(u64), PAGE_BYTES);
 }
 
-static int store_open(int fd, u64 max_pages, struct store **ret)
+static int store_open(int fd, u64 file_pages, u64 max_pages, struct store **ret)
 {
 	struct store *s = calloc(1, sizeof(*s));
 	char path[64];
@@ -62,6 +68,7 @@ static int store_open(int fd, u64 max_pages, struct store **ret)
 	if (!s)
 		return -ENOMEM;
 	s->fd = fd;
+	s->file_pages = file_pages;
 	s->max_pages = max_pages;
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
 	s->fd_ro = open(path, O_RDONLY | O_CLOEXEC);
@@ -85,7 +92,8 @@ fail:
 
 int store_new(const char *domain, u64 max_bytes, struct store **ret)
 {
-	u64 pages = MIN(max_bytes >> PAGE_SHIFT, STORE_PAGES_MAX);
+	u64 max_pages = MIN(max_bytes >> PAGE_SHIFT, STORE_PAGES_MAX);
+	u64 pages = MIN(max_pages, GROW_PAGES);
 	char name[128];
 	int fd, r;
 
@@ -93,18 +101,18 @@ int store_new(const char *domain, u64 max_bytes, struct store **ret)
 	fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	if (fd < 0)
 		return -errno;
-	/* The size never changes: a file that shrank would turn guest accesses into SIGBUS. */
+	/* A file that shrank would turn guest accesses into SIGBUS. */
 	if (fchmod(fd, 0600) < 0 || ftruncate(fd, (off_t)(pages << PAGE_SHIFT)) < 0 ||
-	    fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
+	    fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_SEAL) < 0)
 		r = -errno;
 	else
-		r = store_open(fd, pages, ret);
+		r = store_open(fd, pages, max_pages, ret);
 	if (r < 0)
 		close(fd);
 	return r;
 }
 
-int store_adopt(int fd, struct store **ret)
+int store_adopt(int fd, u64 max_bytes, struct store **ret)
 {
 	struct stat st;
 	off_t data = 0;
@@ -116,7 +124,10 @@ int store_adopt(int fd, struct store **ret)
 	    ((u64)st.st_size >> PAGE_SHIFT) > STORE_PAGES_MAX ||
 	    !(fcntl(fd, F_GET_SEALS) & F_SEAL_SHRINK))
 		return -EINVAL;
-	r = store_open(fd, (u64)st.st_size >> PAGE_SHIFT, ret);
+	r = store_open(
+		fd, (u64)st.st_size >> PAGE_SHIFT,
+		MAX((u64)st.st_size >> PAGE_SHIFT, MIN(max_bytes >> PAGE_SHIFT, STORE_PAGES_MAX)),
+		ret);
 	if (r < 0)
 		return r;
 	/*
@@ -163,7 +174,7 @@ int store_fd_readonly(const struct store *s)
 
 u64 store_file_bytes(const struct store *s)
 {
-	return s->max_pages << PAGE_SHIFT;
+	return s->file_pages << PAGE_SHIFT;
 }
 
 void store_identity(const struct store *s, u64 *ret_dev, u64 *ret_ino)
@@ -221,6 +232,48 @@ static u64 find_gap(struct store *s, u32 nr)
 	return UINT64_MAX;
 }
 
+static bool grow_to(struct store *s, u64 pages)
+{
+	u64 grown =
+		MIN(MAX(pages, s->file_pages + MAX(s->file_pages / 4, GROW_PAGES)), s->max_pages);
+
+	if (pages <= s->file_pages)
+		return true;
+	if (ftruncate(s->fd, (off_t)(grown << PAGE_SHIFT)) < 0)
+		return false;
+	s->file_pages = grown;
+	return true;
+}
+
+void store_trim(struct store *s)
+{
+	struct stat st;
+	u64 have;
+
+	if (fstat(s->fd, &st) < 0)
+		return;
+	have = (u64)st.st_blocks * 512 >> PAGE_SHIFT;
+	/* Pages of promotions that are under way may be missing from the count of what there should
+	 * be. */
+	if (have <= s->pages + TRIM_SLACK_PAGES)
+		return;
+	for (u64 spn = 0, n; spn < s->file_pages; spn += n) {
+		bool unused = spn >= s->end || !is_used(s, spn) ||
+			      (!s->meta[spn].hash && s->meta[spn].covers);
+
+		for (n = 1; spn + n < s->file_pages; n++) {
+			u64 next = spn + n;
+
+			if ((next >= s->end || !is_used(s, next) ||
+			     (!s->meta[next].hash && s->meta[next].covers)) != unused)
+				break;
+		}
+		if (unused)
+			(void)!fallocate(s->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+					 (off_t)(spn << PAGE_SHIFT), (off_t)(n << PAGE_SHIFT));
+	}
+}
+
 u32 store_alloc(struct store *s, u32 nr)
 {
 	u64 spn;
@@ -228,7 +281,7 @@ u32 store_alloc(struct store *s, u32 nr)
 	store_flush(s);
 	spn = find_gap(s, nr);
 	if (spn == UINT64_MAX) {
-		if (s->end + nr > s->max_pages)
+		if (s->end + nr > s->max_pages || !grow_to(s, s->end + nr))
 			return SPN_NONE;
 		spn = s->end;
 		s->end += nr;

@@ -26,20 +26,20 @@
 
 struct store;
 
-/* @max_bytes is address space of a sparse file, not memory. */
+/* @max_bytes: what it may grow to. */
 int store_new(const char *domain, u64 max_bytes, struct store **ret);
 /*
  * Takes over the store of a daemon that died, @fd open for reading and writing (owned by the store
  * on success). Nothing of it is freed or used again before store_recovered().
  */
-int store_adopt(int fd, struct store **ret);
+int store_adopt(int fd, u64 max_bytes, struct store **ret);
 /* Offsets below @end are named by mappings that are still to be accounted for: none is given out
  * before then. */
 void store_reserve(struct store *s, u64 end);
 void store_free(struct store *s); /* closes the file; the memory lives as long as guests map it */
 
 int store_fd_readonly(const struct store *s); /* owned by the store */
-u64 store_file_bytes(const struct store *s);
+u64 store_file_bytes(const struct store *s);  /* grows */
 void store_identity(const struct store *s, u64 *ret_dev, u64 *ret_ino);
 
 /* @nr consecutive free pages; SPN_NONE if there are none. They have no references yet: give them
@@ -66,6 +66,8 @@ void store_uncover(struct store *s, u32 spn);
 
 /* Punches what store_unref() left pending. Called at the end of each slice of work. */
 void store_flush(struct store *s);
+/* Takes back memory that reading its holes brought into the file. Cheap when there is none. */
+void store_trim(struct store *s);
 
 /* After store_adopt(): calls @fn for each page that has content. */
 int store_walk(struct store *s, int (*fn)(struct store *s, u32 spn, void *arg), void *arg);

@@ -117,11 +117,11 @@ check_ge agent_states_refused_second 1 "$(log_count 'refused: the process has an
 settled states
 
 begin
-tool done done
-check_ge agent_done_cases 14 "$cases"
+tool replies "done"
+check_ge agent_replies_cases 14 "$cases"
 take_status
-check_eq agent_done_counted "$closed" $(($(host_value protocol_errors_total) - errors))
-settled done
+check_eq agent_replies_counted "$closed" $(($(host_value protocol_errors_total) - errors))
+settled replies
 
 # Regions that make no sense are refused, and the connection stays; more than 64 are not taken.
 begin

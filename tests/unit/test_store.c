@@ -137,7 +137,7 @@ Test(store, adopted_store_frees_nothing_before_recovery_is_complete)
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", store_fd_readonly(s));
 	fd = open(path, O_RDWR | O_CLOEXEC);
 	cr_assert_geq(fd, 0);
-	cr_assert_eq(store_adopt(fd, &t), 0);
+	cr_assert_eq(store_adopt(fd, MIB(16), &t), 0);
 	cr_assert_eq(store_walk(t, count_page, &n), 0);
 	cr_assert_eq(n, 10u);
 	store_ref(t, a);
@@ -160,6 +160,6 @@ Test(store, foreign_file_is_not_adopted)
 	struct store *t;
 
 	cr_assert_eq(ftruncate(fd, MIB(1)), 0);
-	cr_assert_eq(store_adopt(fd, &t), -EINVAL);
+	cr_assert_eq(store_adopt(fd, MIB(16), &t), -EINVAL);
 	close(fd);
 }

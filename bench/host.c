@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: MIT */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include "bench/host.h"
+
+extern char **environ;
+
+void bench_program(const char *name, char *buf, size_t size)
+{
+	const char *build = getenv("BUILD");
+
+	snprintf(buf, size, "%s/%s", build ? build : "build", name);
+}
+
+int child_start(char *const argv[], FILE **ret_in, FILE **ret_out, pid_t *ret_pid)
+{
+	posix_spawn_file_actions_t actions;
+	int in[2], out[2], err;
+
+	if (pipe2(in, O_CLOEXEC) < 0 || pipe2(out, O_CLOEXEC) < 0)
+		return -errno;
+	posix_spawn_file_actions_init(&actions);
+	if (ret_in)
+		posix_spawn_file_actions_adddup2(&actions, in[0], 0);
+	if (ret_out)
+		posix_spawn_file_actions_adddup2(&actions, out[1], 1);
+	err = posix_spawn(ret_pid, argv[0], &actions, NULL, argv, environ);
+	posix_spawn_file_actions_destroy(&actions);
+	close(in[0]);
+	close(out[1]);
+	if (err || !ret_in)
+		close(in[1]);
+	else
+		*ret_in = fdopen(in[1], "w");
+	if (err || !ret_out)
+		close(out[0]);
+	else
+		*ret_out = fdopen(out[0], "r");
+	return -err;
+}
+
+void child_stop(pid_t pid)
+{
+	if (pid <= 0)
+		return;
+	kill(pid, SIGTERM);
+	for (int i = 0; i < 500; i++) {
+		if (waitpid(pid, NULL, WNOHANG) != 0)
+			return;
+		usleep(10000);
+	}
+	kill(pid, SIGKILL);
+	waitpid(pid, NULL, 0);
+}
+
+static int read_line(struct host *h, char *line, size_t size)
+{
+	return fgets(line, (int)size, h->out) ? 0 : -EIO;
+}
+
+int host_start(struct host *h, const char *content, const char *mode, const char *name,
+	       u32 load_permille)
+{
+	char program[256], load[16], line[256];
+	char *argv[] = { program,  "--content",	 (char *)content, "--mode", (char *)mode,
+			 "--name", (char *)name, "--load",	  load,	    NULL };
+	int r;
+
+	bench_program("memhost", program, sizeof(program));
+	snprintf(load, sizeof(load), "%u", load_permille);
+	*h = (struct host){ 0 };
+	r = child_start(argv, &h->in, &h->out, &h->pid);
+	if (r < 0)
+		return r;
+	if (read_line(h, line, sizeof(line)) == 0 &&
+	    sscanf(line, "READY pages=%" SCNu64, &h->pages) == 1)
+		return 0;
+	host_stop(h);
+	return -EIO;
+}
+
+static int ask(struct host *h, const char *what)
+{
+	return fprintf(h->in, "%s\n", what) < 0 || fflush(h->in) != 0 ? -EPIPE : 0;
+}
+
+int host_load(struct host *h, struct host_load *ret)
+{
+	char line[256];
+	double seconds;
+	u64 ops;
+
+	if (ask(h, "load") < 0 || read_line(h, line, sizeof(line)) < 0 ||
+	    sscanf(line,
+		   "LOAD ops=%" SCNu64 " seconds=%lf p50_ns=%" SCNu64 " p99_ns=%" SCNu64
+		   " max_us=%" SCNu64,
+		   &ops, &seconds, &ret->p50_ns, &ret->p99_ns, &ret->max_us) != 5)
+		return -EIO;
+	ret->ops_per_second = (double)ops / seconds;
+	return 0;
+}
+
+int host_sum(struct host *h, u64 *ret_sum)
+{
+	char line[64];
+
+	return ask(h, "sum") < 0 || read_line(h, line, sizeof(line)) < 0 ||
+			       sscanf(line, "SUM %" SCNx64, ret_sum) != 1
+		       ? -EIO
+		       : 0;
+}
+
+void host_stop(struct host *h)
+{
+	if (h->in)
+		fclose(h->in);
+	child_stop(h->pid);
+	if (h->out)
+		fclose(h->out);
+	*h = (struct host){ 0 };
+}

@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: MIT */
+/* Child processes of a benchmark: memhosts (memhost.c) that hold memory, each with a pipe in and
+ * out. */
+#ifndef BALLAST_BENCH_HOST_H
+#define BALLAST_BENCH_HOST_H
+
+#include <stdio.h>
+#include <sys/types.h>
+#include "common/types.h"
+
+struct host {
+	pid_t pid;
+	FILE *in, *out;
+	u64 pages; /* that its content touched */
+};
+
+struct host_load {
+	double ops_per_second;
+	u64 p50_ns, p99_ns, max_us;
+};
+
+/* The program @name beside this one (all are in $BUILD). */
+void bench_program(const char *name, char *buf, size_t size);
+/* Starts argv[0] with stdin and stdout on pipes (NULL: inherited) and the environment as it is. */
+int child_start(char *const argv[], FILE **ret_in, FILE **ret_out, pid_t *ret_pid);
+/* Ends it by SIGTERM, after 5 s by SIGKILL, and waits. */
+void child_stop(pid_t pid);
+
+/* @load_permille 0: no load. Waits until the memory is filled and offered. */
+int host_start(struct host *h, const char *content, const char *mode, const char *name,
+	       u32 load_permille);
+int host_load(struct host *h, struct host_load *ret); /* since the last call */
+int host_sum(struct host *h, u64 *ret_sum);
+void host_stop(struct host *h);
+
+#endif

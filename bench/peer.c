@@ -1,0 +1,375 @@
+/* SPDX-License-Identifier: MIT */
+#include <dirent.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+#include "bench/host.h"
+#include "bench/peer.h"
+
+/* --- the kernel's KSM --------------------------------------------------------------------------
+ */
+
+#define KSM_DIR "/sys/kernel/mm/ksm/"
+
+/* What is set for a run, and put back after it. */
+static const char *const ksm_files[] = {
+	"run",	      "pages_to_scan",	 "sleep_millisecs", "use_zero_pages",
+	"smart_scan", "max_page_sharing"
+};
+static char ksm_saved[ARRAY_SIZE(ksm_files)][32];
+static bool ksm_is_saved;
+
+struct ksm_setting {
+	u32 pages_to_scan, sleep_ms;
+};
+
+static const struct ksm_setting flat_out = { 100000, 0 };
+static const struct ksm_setting kernel_default = { 100, 20 };
+/*
+ * ksmtuned raises pages_to_scan by 300 a minute under pressure, up to 1250, and sleeps 100 ms * 16
+ * GiB / MemTotal (at least 10 ms). This is where it ends up on a host of 24 GiB.
+ */
+static const struct ksm_setting ksmtuned = { 1250, 66 };
+
+static int ksm_read(const char *name, char *buf, size_t size)
+{
+	char path[96];
+	FILE *f;
+
+	snprintf(path, sizeof(path), KSM_DIR "%s", name);
+	f = fopen(path, "re");
+	if (!f)
+		return -errno;
+	if (!fgets(buf, (int)size, f))
+		buf[0] = '\0';
+	fclose(f);
+	return 0;
+}
+
+static u64 ksm_number(const char *name)
+{
+	char buf[64];
+
+	return ksm_read(name, buf, sizeof(buf)) == 0 ? strtoull(buf, NULL, 10) : 0;
+}
+
+static int ksm_write(const char *name, const char *value)
+{
+	char path[96];
+	FILE *f;
+	int r;
+
+	snprintf(path, sizeof(path), KSM_DIR "%s", name);
+	f = fopen(path, "we");
+	if (!f)
+		return -errno;
+	r = fputs(value, f) < 0 ? -errno : 0;
+	return fclose(f) != 0 && r == 0 ? -errno : r;
+}
+
+static int ksm_write_number(const char *name, u64 value)
+{
+	char buf[32];
+
+	snprintf(buf, sizeof(buf), "%" PRIu64, value);
+	return ksm_write(name, buf);
+}
+
+static void ksm_restore(void)
+{
+	if (!ksm_is_saved)
+		return;
+	ksm_write("run", "2"); /* unmerge, so that nothing of the run is left */
+	for (u32 i = ARRAY_SIZE(ksm_files); i-- > 0;)
+		ksm_write(ksm_files[i], ksm_saved[i]);
+	ksm_is_saved = false;
+}
+
+static pid_t find_ksmd(void)
+{
+	DIR *d = opendir("/proc");
+	struct dirent *e;
+	pid_t pid = 0;
+
+	while (d && !pid && (e = readdir(d))) {
+		char path[300], comm[32] = "";
+		FILE *f;
+
+		if (e->d_name[0] < '0' || e->d_name[0] > '9')
+			continue;
+		snprintf(path, sizeof(path), "/proc/%s/comm", e->d_name);
+		f = fopen(path, "re");
+		if (f && fgets(comm, sizeof(comm), f) && strcmp(comm, "ksmd\n") == 0)
+			pid = atoi(e->d_name);
+		if (f)
+			fclose(f);
+	}
+	if (d)
+		closedir(d);
+	return pid;
+}
+
+static int ksm_prepare(struct peer *p)
+{
+	p->pid = find_ksmd();
+	if (!p->pid)
+		return -ENOSYS;
+	if (!ksm_is_saved) {
+		for (u32 i = 0; i < ARRAY_SIZE(ksm_files); i++)
+			if (ksm_read(ksm_files[i], ksm_saved[i], sizeof(ksm_saved[i])) < 0)
+				return -EACCES;
+		ksm_is_saved = true;
+		atexit(ksm_restore);
+	}
+	ksm_write("run", "2");
+	ksm_write("run", "0");
+	/* Zero pages as Ballast treats them: mapped to the kernel's one, which is also the cheapest
+	 * for KSM. */
+	ksm_write("use_zero_pages", "1");
+	ksm_write_number("pages_to_scan", p->setting->pages_to_scan);
+	return ksm_write_number("sleep_millisecs", p->setting->sleep_ms);
+}
+
+static int ksm_start(struct peer *p)
+{
+	return ksm_write("run", "1");
+}
+
+static int ksm_saved_pages(struct peer *p, u64 *ret)
+{
+	*ret = ksm_number("pages_sharing") + ksm_number("ksm_zero_pages");
+	return 0;
+}
+
+static u64 ksm_cpu_us(struct peer *p)
+{
+	char path[64];
+	u64 ns = 0;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/%d/schedstat", (int)p->pid);
+	f = fopen(path, "re");
+	if (f) {
+		if (fscanf(f, "%" SCNu64, &ns) != 1)
+			ns = 0;
+		fclose(f);
+	}
+	return ns / 1000;
+}
+
+static u64 ksm_passes(struct peer *p)
+{
+	return ksm_number("full_scans");
+}
+
+/* Its slabs: rmap items, stable nodes, mm slots. */
+static u64 ksm_metadata(struct peer *p)
+{
+	FILE *f = fopen("/proc/slabinfo", "re");
+	char line[512], name[64];
+	u64 active, total, size, sum = 0;
+
+	while (f && fgets(line, sizeof(line), f))
+		if (sscanf(line, "%63s %" SCNu64 " %" SCNu64 " %" SCNu64, name, &active, &total,
+			   &size) == 4 &&
+		    strncmp(name, "ksm_", 4) == 0)
+			sum += active * size;
+	if (f)
+		fclose(f);
+	return sum;
+}
+
+static void ksm_finish(struct peer *p)
+{
+	ksm_restore();
+}
+
+#define KSM_OPS(label)                                                                         \
+	{                                                                                      \
+		.name = label, .host_mode = "ksm", .prepare = ksm_prepare, .start = ksm_start, \
+		.saved_pages = ksm_saved_pages, .cpu_us = ksm_cpu_us, .passes = ksm_passes,    \
+		.metadata_bytes = ksm_metadata, .finish = ksm_finish,                          \
+	}
+
+static const struct peer_ops ksm_flat_out_ops = KSM_OPS("ksm-flat-out");
+static const struct peer_ops ksm_default_ops = KSM_OPS("ksm-default");
+static const struct peer_ops ksm_ksmtuned_ops = KSM_OPS("ksm-ksmtuned");
+
+/* --- Ballast -----------------------------------------------------------------------------------
+ */
+
+static json_t *control(struct peer *p, const char *request)
+{
+	struct sockaddr_un addr = { .sun_family = AF_UNIX };
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	json_t *reply = NULL;
+	char *line = NULL;
+	size_t cap = 0;
+	FILE *f;
+
+	snprintf(addr.sun_path, sizeof(addr.sun_path), "%s/control.sock", p->dir);
+	if (fd < 0 || connect(fd, (struct sockaddr *)&addr, sizeof(addr)) < 0 ||
+	    !(f = fdopen(fd, "r+"))) {
+		if (fd >= 0)
+			close(fd);
+		return NULL;
+	}
+	fprintf(f, "%s\n", request);
+	fflush(f);
+	if (getline(&line, &cap, f) > 0)
+		reply = json_loads(line, 0, NULL);
+	free(line);
+	fclose(f);
+	if (reply && !json_is_true(json_object_get(reply, "ok"))) {
+		json_decref(reply);
+		reply = NULL;
+	}
+	return reply;
+}
+
+static int command(struct peer *p, const char *request)
+{
+	json_t *reply = control(p, request);
+
+	json_decref(reply);
+	return reply ? 0 : -EIO;
+}
+
+static void ballast_finish(struct peer *p)
+{
+	char cmd[160];
+
+	child_stop(p->pid);
+	p->pid = 0;
+	unsetenv("BALLAST_AGENT_SOCKET");
+	snprintf(cmd, sizeof(cmd), "%s/ballast.conf", p->dir);
+	unlink(cmd);
+	snprintf(cmd, sizeof(cmd), "%s/state", p->dir);
+	unlink(cmd);
+	snprintf(cmd, sizeof(cmd), "%s/lock", p->dir);
+	unlink(cmd);
+	rmdir(p->dir);
+}
+
+static int ballast_prepare(struct peer *p)
+{
+	char program[256], conf[160], sock[160];
+	char *argv[] = { program, "--config", conf, NULL };
+	FILE *f;
+	int r;
+
+	strcpy(p->dir, "/tmp/ballast-bench.XXXXXX");
+	if (!mkdtemp(p->dir))
+		return -errno;
+	snprintf(conf, sizeof(conf), "%s/ballast.conf", p->dir);
+	f = fopen(conf, "we");
+	if (!f)
+		return -errno;
+	fprintf(f, "[daemon]\nrun_dir = %s\n[metrics]\nenabled = off\n[scan]\ncpu_percent = %s\n",
+		p->dir, p->cpu_percent);
+	fclose(f);
+	bench_program("ballastd", program, sizeof(program));
+	r = child_start(argv, NULL, NULL, &p->pid);
+	for (int i = 0; r == 0 && i < 500 && command(p, "{\"command\":\"pause\"}") < 0; i++)
+		usleep(10000);
+	snprintf(sock, sizeof(sock), "%s/agent.sock", p->dir);
+	setenv("BALLAST_AGENT_SOCKET", sock, 1);
+	return r;
+}
+
+static int ballast_start(struct peer *p)
+{
+	return command(p, "{\"command\":\"resume\"}");
+}
+
+static u64 sum(const json_t *array, const char *key)
+{
+	u64 total = 0;
+	size_t i;
+	json_t *o;
+
+	json_array_foreach (array, i, o)
+		total += (u64)json_integer_value(json_object_get(o, key));
+	return total;
+}
+
+static int ballast_saved_pages(struct peer *p, u64 *ret)
+{
+	json_t *s = control(p, "{\"command\":\"status\"}");
+	u64 have, cost;
+
+	if (!s)
+		return -EIO;
+	have = sum(json_object_get(s, "vms"), "shared_pages") +
+	       sum(json_object_get(s, "vms"), "zero_pages");
+	cost = sum(json_object_get(s, "domains"), "store_pages");
+	*ret = have > cost ? have - cost : 0;
+	json_decref(s);
+	return 0;
+}
+
+static u64 ballast_cpu_us(struct peer *p)
+{
+	json_t *s = control(p, "{\"command\":\"status\"}");
+	u64 us = (u64)json_integer_value(
+		json_object_get(json_object_get(s, "host"), "cpu_us_total"));
+
+	json_decref(s);
+	return us;
+}
+
+static u64 ballast_passes(struct peer *p)
+{
+	json_t *s = control(p, "{\"command\":\"status\"}"), *vms = json_object_get(s, "vms"), *o;
+	u64 least = UINT64_MAX;
+	size_t i;
+
+	json_array_foreach (vms, i, o)
+		least = MIN(least, (u64)json_integer_value(json_object_get(o, "passes_total")));
+	json_decref(s);
+	return least == UINT64_MAX ? 0 : least;
+}
+
+static u64 ballast_metadata(struct peer *p)
+{
+	json_t *s = control(p, "{\"command\":\"status\"}");
+	const json_t *d = json_object_get(s, "domains");
+	u64 bytes = sum(d, "index_bytes") + sum(d, "store_meta_bytes") +
+		    sum(json_object_get(s, "vms"), "overhead_bytes");
+
+	json_decref(s);
+	return bytes;
+}
+
+#define BALLAST_OPS(label)                                                         \
+	{                                                                          \
+		.name = label, .host_mode = "ballast", .prepare = ballast_prepare, \
+		.start = ballast_start, .saved_pages = ballast_saved_pages,        \
+		.cpu_us = ballast_cpu_us, .passes = ballast_passes,                \
+		.metadata_bytes = ballast_metadata, .finish = ballast_finish,      \
+	}
+
+static const struct peer_ops ballast_ops = BALLAST_OPS("ballast");
+static const struct peer_ops ballast_default_ops = BALLAST_OPS("ballast-default");
+
+int peer_init(struct peer *p, u32 which)
+{
+	static const struct peer peers[NR_PEERS] = {
+		[PEER_KSM_FLAT_OUT] = { .ops = &ksm_flat_out_ops, .setting = &flat_out },
+		[PEER_KSM_DEFAULT] = { .ops = &ksm_default_ops, .setting = &kernel_default },
+		[PEER_KSM_KSMTUNED] = { .ops = &ksm_ksmtuned_ops, .setting = &ksmtuned },
+		[PEER_BALLAST] = { .ops = &ballast_ops, .cpu_percent = "100" },
+		[PEER_BALLAST_DEFAULT] = { .ops = &ballast_default_ops, .cpu_percent = "5" },
+	};
+
+	if (which >= NR_PEERS)
+		return -EINVAL;
+	*p = peers[which];
+	return 0;
+}
