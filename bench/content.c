@@ -139,20 +139,15 @@ static u64 content_of(enum content_kind kind, u32 guest, u64 i, u64 pages)
 int make_content(enum content_kind kind, u32 guest, u64 pages, const char *path)
 {
 	int fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600), r = 0;
-	u8 *buf = malloc(BATCH_PAGES * PAGE_BYTES);
+	u8 page[PAGE_BYTES];
 
-	if (fd < 0 || !buf)
-		r = -EIO;
-	for (u64 i = 0; r == 0 && i < pages; i += BATCH_PAGES) {
-		u64 n = MIN(pages - i, (u64)BATCH_PAGES);
-
-		for (u64 k = 0; k < n; k++)
-			fill_page(buf + k * PAGE_BYTES, content_of(kind, guest, i + k, pages));
-		r = write_all(fd, buf, n * PAGE_BYTES, i * PAGE_BYTES);
+	if (fd < 0)
+		return -errno;
+	for (u64 i = 0; r == 0 && i < pages; i++) {
+		fill_page(page, content_of(kind, guest, i, pages));
+		r = write_all(fd, page, PAGE_BYTES, i * PAGE_BYTES);
 	}
-	free(buf);
-	if (fd >= 0)
-		close(fd);
+	close(fd);
 	return r;
 }
 

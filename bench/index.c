@@ -43,7 +43,8 @@ enum {
 
 static struct point measure(struct report *r, u32 mi)
 {
-	u64 nr = (u64)mi << 20, rss_before = rss(), t, longest = 0, found = 0;
+	u64 nr = (u64)mi << 20, rss_before = rss(), t, longest = 0;
+	u64 found = 0, missed = 0, deleted = 0;
 	struct point p = { 0 };
 	struct index *x;
 
@@ -74,26 +75,27 @@ static struct point measure(struct report *r, u32 mi)
 		found += index_find(x, tag_of(v), is_value, &v) == v;
 	}
 	p.ns_hit = (double)(now_us() - t) * 1000 / LOOKUPS;
-	if (found != LOOKUPS) {
-		fprintf(stderr, "the index lost %llu of %d entries\n",
-			(unsigned long long)(LOOKUPS - found), LOOKUPS);
-		exit(1);
-	}
 	t = now_us();
 	for (u64 i = 0; i < LOOKUPS; i++) {
 		u32 v = UINT32_MAX - 1;
 
-		found += index_find(x, tag_of(nr + i), is_value, &v) != INDEX_NONE;
+		missed += index_find(x, tag_of(nr + i), is_value, &v) == INDEX_NONE;
 	}
 	p.ns_miss = (double)(now_us() - t) * 1000 / LOOKUPS;
 	t = now_us();
 	for (u64 i = 0; i < LOOKUPS / 2; i++) {
 		u32 v = (u32)(i * 2654435761u % nr);
 
-		found += index_del(x, tag_of(v), v);
+		deleted += index_del(x, tag_of(v), v);
 	}
 	p.ns_delete = (double)(now_us() - t) * 1000 / (LOOKUPS / 2.0);
 	index_free(x);
+	/* Deletions come round to the same page again when there are fewer pages than lookups. */
+	if (found != LOOKUPS || missed != LOOKUPS || !deleted) {
+		fprintf(stderr, "the index is wrong: %llu hits, %llu misses of %d\n",
+			(unsigned long long)found, (unsigned long long)missed, LOOKUPS);
+		exit(1);
+	}
 
 	report_result(r, "index");
 	report_number(r, "entries_mi", mi, 0);

@@ -101,6 +101,8 @@ static void count_duplicates(struct workload *w)
 
 	for (u32 i = 0; i < w->nr; i++)
 		hash_file(w->files[i], &hashes, &nr, &cap, &zero);
+	if (!hashes)
+		die("no content", -ENODATA);
 	qsort(hashes, nr, sizeof(u64), by_hash);
 	for (u64 i = 0; i < nr; i++)
 		distinct += i == 0 || hashes[i] != hashes[i - 1];

@@ -173,16 +173,16 @@ static u64 ksm_metadata(struct peer *p)
 {
 	FILE *f = fopen("/proc/slabinfo", "re");
 	char line[512], name[64];
-	u64 active, total, size, sum = 0;
+	u64 active, total, size, bytes = 0;
 
 	while (f && fgets(line, sizeof(line), f))
 		if (sscanf(line, "%63s %" SCNu64 " %" SCNu64 " %" SCNu64, name, &active, &total,
 			   &size) == 4 &&
 		    strncmp(name, "ksm_", 4) == 0)
-			sum += active * size;
+			bytes += active * size;
 	if (f)
 		fclose(f);
-	return sum;
+	return bytes;
 }
 
 static void ksm_finish(struct peer *p)

@@ -43,12 +43,13 @@ struct agent {
 	pid_t pid;
 	struct peer_process peer;
 	sd_event_source *io, *hello_timer, *rest_timer;
+	bool is_introduced;
 	u64 busy_us;   /* of our time that it has taken since it last rested */
 	struct vm *vm; /* NULL before HELLO */
 };
 
 /* Those who have not said HELLO, oldest first: when there are too many, that one has to go. */
-static TAILQ_HEAD(, agent) newcomers = TAILQ_HEAD_INITIALIZER(newcomers);
+static TAILQ_HEAD(newcomers, agent) newcomers = TAILQ_HEAD_INITIALIZER(newcomers);
 static u32 nr_newcomers;
 
 static void introduced(struct agent *a)
