@@ -51,27 +51,25 @@ void log_write(enum log_level level, const char *fmt, ...)
 	va_end(ap);
 }
 
-void log_write_limited(enum log_level level, const char *fmt, ...)
+void log_write_limited(struct log_limit *l, enum log_level level, const char *fmt, ...)
 {
-	static u64 since_us;
-	static u32 written, dropped;
-	u64 now = now_us();
+	unsigned long long now = now_us();
 	va_list ap;
 
 	if (level > max_level)
 		return;
-	if (now - since_us > LOG_WINDOW_US) {
-		since_us = now;
-		written = 0;
+	if (now - l->since_us > LOG_WINDOW_US) {
+		l->since_us = now;
+		l->written = 0;
 	}
-	if (written >= LOG_LIMIT) {
-		dropped++;
+	if (l->written >= LOG_LIMIT) {
+		l->dropped++;
 		return;
 	}
-	written++;
-	if (dropped)
-		log_write(LOG_LEVEL_WARN, "%u more such lines were left out", dropped);
-	dropped = 0;
+	l->written++;
+	if (l->dropped)
+		log_write(LOG_LEVEL_WARN, "%u more such lines were left out", l->dropped);
+	l->dropped = 0;
 	va_start(ap, fmt);
 	write_line(level, fmt, ap);
 	va_end(ap);

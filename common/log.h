@@ -22,14 +22,24 @@ void log_set_level(enum log_level level);
 void log_write(enum log_level level, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 /*
- * The same for lines that a stranger can cause: at most LOG_LIMIT of them in ten seconds, in all;
- * those beyond are counted, and the number is told by the next line that is written.
+ * The same for lines that a stranger can cause: each place in the code writes at most LOG_LIMIT of
+ * them in ten seconds; those beyond are counted, and the number is told by the next one that is
+ * written.
  */
 #define LOG_LIMIT 30
-void log_write_limited(enum log_level level, const char *fmt, ...)
-	__attribute__((format(printf, 2, 3)));
-#define log_warn_limited(...) log_write_limited(LOG_LEVEL_WARN, __VA_ARGS__)
-#define log_info_limited(...) log_write_limited(LOG_LEVEL_INFO, __VA_ARGS__)
+struct log_limit {
+	unsigned long long since_us;
+	unsigned int written, dropped;
+};
+void log_write_limited(struct log_limit *l, enum log_level level, const char *fmt, ...)
+	__attribute__((format(printf, 3, 4)));
+#define log_limited(level, ...)                                             \
+	do {                                                                \
+		static struct log_limit limit_of_this_line;                 \
+		log_write_limited(&limit_of_this_line, level, __VA_ARGS__); \
+	} while (0)
+#define log_warn_limited(...) log_limited(LOG_LEVEL_WARN, __VA_ARGS__)
+#define log_info_limited(...) log_limited(LOG_LEVEL_INFO, __VA_ARGS__)
 
 #define log_err(...)	      log_write(LOG_LEVEL_ERR, __VA_ARGS__)
 #define log_warn(...)	      log_write(LOG_LEVEL_WARN, __VA_ARGS__)

@@ -19,8 +19,10 @@
 #include "daemon/core.h"
 #include "ksmd/store.h"
 
-#define AGENTS_MAX    1024
-#define NEWCOMERS_MAX 64
+#define AGENTS_MAX	    1024
+#define NEWCOMERS_MAX	    64
+#define NEWCOMERS_PID_MAX   4
+#define CONNECTIONS_AT_ONCE 16
 /* Who connects and does not say HELLO is dropped. */
 #define HELLO_TIMEOUT_US 5000000
 /* The dearest page there is: one that is replaced inside a mapping, after a look at all
@@ -353,39 +355,47 @@ static int peer_pidfd(int sock)
 	return fd;
 }
 
-static int on_connection(sd_event_source *s, int listen_fd, uint32_t revents, void *arg)
+/* Who opens many connections and says nothing on them loses the older ones; it does not keep others
+ * out. */
+static void make_room(pid_t pid)
 {
-	struct core *c = arg;
+	struct agent *a, *oldest_of_pid = NULL;
+	u32 of_pid = 0;
+
+	TAILQ_FOREACH(a, &newcomers, newcomer)
+	{
+		if (a->pid != pid)
+			continue;
+		if (!oldest_of_pid)
+			oldest_of_pid = a;
+		of_pid++;
+	}
+	if (of_pid >= NEWCOMERS_PID_MAX)
+		agent_close(oldest_of_pid);
+	else if (nr_newcomers >= NEWCOMERS_MAX)
+		agent_close(TAILQ_FIRST(&newcomers));
+}
+
+static void agent_new(struct core *c, int fd)
+{
 	struct ucred cred;
 	socklen_t len = sizeof(cred);
-	struct agent *a;
-	int fd = accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+	struct agent *a = calloc(1, sizeof(*a));
+	int pidfd = -1;
 
-	if (fd < 0) {
-		/* Out of descriptors, as a rule: the socket stays readable, so look again later. */
-		if (errno != EAGAIN && errno != ECONNABORTED)
-			pause_accept(c);
-		return 0;
-	}
-	a = calloc(1, sizeof(*a));
-	if (!a || getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0 || cred.pid <= 0) {
+	if (!a || getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0 || cred.pid <= 0 ||
+	    (pidfd = peer_pidfd(fd)) < 0) {
 		free(a);
 		close(fd);
-		return 0;
+		return;
 	}
+	make_room(cred.pid);
 	a->core = c;
 	a->fd = fd;
 	a->pid = cred.pid;
-	a->peer =
-		(struct peer_process){ .pid = cred.pid, .uid = cred.uid, .pidfd = peer_pidfd(fd) };
-	if (a->peer.pidfd < 0) {
-		free(a);
-		close(fd);
-		return 0;
-	}
+	a->peer = (struct peer_process){ .pid = cred.pid, .uid = cred.uid, .pidfd = pidfd };
 	TAILQ_INSERT_TAIL(&newcomers, a, newcomer);
-	if (++nr_newcomers > NEWCOMERS_MAX)
-		agent_close(TAILQ_FIRST(&newcomers));
+	nr_newcomers++;
 	/* At the limit nobody is accepted; those who wait, wait in the backlog. */
 	if (++c->nr_agents == AGENTS_MAX)
 		sd_event_source_set_enabled(c->agent_source, SD_EVENT_OFF);
@@ -393,6 +403,24 @@ static int on_connection(sd_event_source *s, int listen_fd, uint32_t revents, vo
 	    sd_event_add_time(c->event, &a->hello_timer, CLOCK_MONOTONIC,
 			      now_us() + HELLO_TIMEOUT_US, 0, on_hello_timeout, a) < 0)
 		agent_close(a);
+}
+
+static int on_connection(sd_event_source *s, int listen_fd, uint32_t revents, void *arg)
+{
+	struct core *c = arg;
+
+	for (int i = 0; i < CONNECTIONS_AT_ONCE && c->nr_agents < AGENTS_MAX; i++) {
+		int fd = accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+
+		if (fd < 0) {
+			/* Out of descriptors, as a rule: the socket stays readable, so look again
+			 * later. */
+			if (errno != EAGAIN && errno != ECONNABORTED)
+				pause_accept(c);
+			break;
+		}
+		agent_new(c, fd);
+	}
 	return 0;
 }
 

@@ -16,6 +16,7 @@
 #ifndef BALLAST_KSMD_CORE_H
 #define BALLAST_KSMD_CORE_H
 
+#include <stdatomic.h>
 #include "ksmd/engine.h"
 #include "ksmd/gpn.h"
 #include "ksmd/index.h"
@@ -120,6 +121,7 @@ struct engine {
 	struct ksm_vm *turn; /* whose turn it is; NULL: the first */
 	struct scan_buffers *scan;
 	u64 trim_due_us;
+	struct late_pages *late;
 };
 
 static inline u32 hash_tag(u64 hash)
@@ -155,6 +157,14 @@ void page_unpend(struct ksm_region *r, u32 page, enum page_state state); /* back
 void domain_unref(struct ksm_domain *d, u32 spn);
 
 /* scan.c */
+/* Store pages of a promotion whose reader was given up: it may write them until it ends. */
+struct late_pages {
+	struct late_pages *next;
+	struct ksm_domain *domain;
+	u32 spn, nr;
+	atomic_bool ended; /* set by the reader, with its last step */
+};
+void scan_collect_late(struct engine *e); /* gives back what has ended */
 struct scan_buffers;
 int scan_buffers_new(struct scan_buffers **ret);
 void scan_buffers_free(struct scan_buffers *b);

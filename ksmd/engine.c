@@ -8,7 +8,10 @@
 
 /* Pages of a dead VM that are settled in one step. */
 #define EXIT_STEP_PAGES 16384
-/* A VMM that hangs its readers so often is not looked into any more: each time may cost a MiB. */
+/* Beyond is the kernel's, with five-level page tables too
+ * (Documentation/arch/x86/x86_64/5level-paging.rst). */
+#define USER_ADDRESS_END ((u64)1 << 56)
+/* A VMM that hangs its readers so often is not looked into any more. */
 #define HANGS_MAX 3
 /* Waiting for readers costs no CPU, but time that the sockets wait too. */
 #define SLICE_WALL_US 50000
@@ -397,6 +400,8 @@ int engine_region_add(struct ksm_vm *vm, u64 hva, u64 bytes)
 		if (hva < r->hva + r->bytes && r->hva < hva + bytes)
 			return r->gone ? -EAGAIN : -EEXIST;
 	}
+	if (hva + bytes > USER_ADDRESS_END)
+		return -EINVAL;
 	/* A hostile VMM may have any amount of address space; our metadata for it is real memory.
 	 */
 	if (vm->nr_regions >= ENGINE_REGIONS_MAX || bytes > (u64)GPN_MAX << PAGE_SHIFT ||
@@ -537,6 +542,7 @@ u64 engine_run(struct engine *e, u64 cpu_us)
 	u64 wall_end = now + SLICE_WALL_US;
 	u32 idle = 0, nr = 0;
 
+	scan_collect_late(e);
 	for (struct ksm_vm *vm = e->vms; vm; vm = vm->next)
 		nr++;
 	/* Round robin, one window each, so that a large VM does not keep the others waiting; until

@@ -82,8 +82,9 @@ struct promote_job {
 	bool ok[2][PROMOTION_PAGES]; /* of the pages: was read; of the partners: was read, and is
 					equal */
 	u64 hash[PROMOTION_PAGES];
-	int err;    /* the store could not be written */
-	u8 *buf[2]; /* READ_BATCH_PAGES pages */
+	int err;		 /* the store could not be written */
+	u8 *buf[2];		 /* READ_BATCH_PAGES pages */
+	struct late_pages *late; /* told when the job ends after it was given up */
 };
 
 /* Kept between windows, so that none allocates. */
@@ -229,6 +230,8 @@ static void promote_job_free(struct reader_job *job)
 	target_put(j->target[1]);
 	free(j->buf[0]);
 	free(j->buf[1]);
+	if (j->late)
+		j->late->ended = true;
 	free(j);
 }
 
@@ -528,11 +531,10 @@ static struct promote_job *promote_job_new(struct ksm_domain *d, const struct ma
 				j->target[side] = target_get(r->vm->target);
 		}
 	}
-	if (!j->buf[0] || !j->buf[1]) {
-		promote_job_free(&j->job);
-		return NULL;
-	}
-	return j;
+	if (j->buf[0] && j->buf[1])
+		return j;
+	promote_job_free(&j->job);
+	return NULL;
 }
 
 /* A pair whose partner was taken by an earlier pair of this window waits for the next pass: it is
@@ -573,6 +575,33 @@ static void publish(struct ksm_domain *d, struct match *m, u32 spn, u64 hash, st
 	*partner = (struct placement){ m->partner, spn };
 }
 
+/* Until the hung reader ends, its store pages must not be anything else: a cover keeps them
+ * (invariant 4). */
+static void keep_late(struct engine *e, struct late_pages *late)
+{
+	for (u32 i = 0; i < late->nr; i++)
+		store_cover(late->domain->store, late->spn + i);
+	late->next = e->late;
+	e->late = late;
+}
+
+void scan_collect_late(struct engine *e)
+{
+	for (struct late_pages **p = &e->late; *p;) {
+		struct late_pages *late = *p;
+
+		if (!late->ended) {
+			p = &late->next;
+			continue;
+		}
+		for (u32 i = 0; i < late->nr; i++)
+			store_uncover(late->domain->store, late->spn + i);
+		store_release(late->domain->store, late->spn, late->nr);
+		*p = late->next;
+		free(late);
+	}
+}
+
 /*
  * Promotes matches [0, nr), consecutive pages of one VM whose partners are of one VM. Appends to
  * the placements; returns how many were promoted.
@@ -584,31 +613,35 @@ static u32 promote(struct ksm_vm *vm, struct match *m, u32 nr, struct placement 
 	struct reader_job *jobs[1];
 	struct promote_job *j;
 	u32 spn = store_alloc(d->store, nr), n = 0;
-	int stage;
+	struct late_pages *late;
+	int stage, err;
 
 	if (spn == SPN_NONE)
 		return 0;
 	j = promote_job_new(d, m, nr);
-	if (!j) {
+	late = calloc(1, sizeof(*late));
+	if (!j || !late) {
+		if (j)
+			promote_job_free(&j->job);
+		free(late);
 		store_release(d->store, spn, nr);
 		return 0;
 	}
+	*late = (struct late_pages){ .domain = d, .spn = spn, .nr = nr };
+	j->late = late;
 	j->spn = spn;
 	jobs[0] = &j->job;
-	if (reader_run(vm->engine->readers, jobs, 1, READ_TIMEOUT_US, &stage) < 0) {
-		/*
-		 * The hung reader may still write these store pages when it wakes: they must never
-		 * be anything else. A cover that nobody drops keeps them (invariant 4); HANGS_MAX
-		 * bounds the loss.
-		 */
-		if (jobs[0]) {
-			promote_job_free(&j->job);
-			store_release(d->store, spn, nr);
-		} else {
-			for (u32 i = 0; i < nr; i++)
-				store_cover(d->store, spn + i);
-			set_blocked(stage ? gpn_region(vm->engine, m[0].partner)->vm : vm);
-		}
+	err = reader_run(vm->engine->readers, jobs, 1, READ_TIMEOUT_US, &stage);
+	if (!jobs[0]) {
+		keep_late(vm->engine, late);
+		set_blocked(stage ? gpn_region(vm->engine, m[0].partner)->vm : vm);
+		return 0;
+	}
+	j->late = NULL;
+	free(late);
+	if (err < 0) {
+		promote_job_free(&j->job);
+		store_release(d->store, spn, nr);
 		return 0;
 	}
 	for (u32 i = 0; i < nr; i++) {

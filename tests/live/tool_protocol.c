@@ -506,6 +506,17 @@ static void one_bent(enum state state, u32 type, const struct bend *b)
 }
 
 /* Well-formed, but not for this state, or not for this direction. */
+static void one_out_of_place(enum state state, u32 type)
+{
+	char name[64];
+	int sock = dial_to(state);
+
+	make(&packet.m, type);
+	send_message(sock, &packet.m);
+	snprintf(name, sizeof(name), "type %u out of place in state %s", type, state_names[state]);
+	expect_closed(name, sock);
+}
+
 static void out_of_place(void)
 {
 	static const struct {
@@ -519,17 +530,8 @@ static void out_of_place(void)
 		{ REGION, WIRE_HELLO },	  { REGION, WIRE_DONE },    { REGION, WIRE_MERGE },
 		{ REGION, WIRE_UNMERGE },
 	};
-	char name[64];
-
-	for (u32 i = 0; i < ARRAY_SIZE(list); i++) {
-		int sock = dial_to(list[i].state);
-
-		make(&packet.m, list[i].type);
-		send_message(sock, &packet.m);
-		snprintf(name, sizeof(name), "type %u out of place in state %s", list[i].type,
-			 state_names[list[i].state]);
-		expect_closed(name, sock);
-	}
+	for (u32 i = 0; i < ARRAY_SIZE(list); i++)
+		one_out_of_place(list[i].state, list[i].type);
 }
 
 /* Each costs a connection and a line of the log that names the reason, not a breach of the
@@ -589,10 +591,13 @@ static void discards(void)
 			(struct wire_range){ (u64)(uintptr_t)ram + list[i].from, list[i].bytes };
 		send_message(sock, &packet.m);
 		snprintf(name, sizeof(name), "DISCARD outside of the region, %u", i);
-		expect_closed(name, sock);
+		expect_open(name, sock);
+		close(sock);
 	}
 }
 
+/* The daemon may have refused the region of an honest agent, which then tells of it all the same:
+ * that changes nothing, and the connection stays. */
 static void no_region_yet(void)
 {
 	static const u32 types[] = { WIRE_DISCARD, WIRE_REGION_DEL };
@@ -602,9 +607,10 @@ static void no_region_yet(void)
 
 		make(&packet.m, types[i]);
 		send_message(sock, &packet.m);
-		expect_closed(types[i] == WIRE_DISCARD ? "DISCARD without a region"
-						       : "REGION_DEL without a region",
-			      sock);
+		expect_open(types[i] == WIRE_DISCARD ? "DISCARD without a region"
+						     : "REGION_DEL without a region",
+			    sock);
+		close(sock);
 	}
 }
 
@@ -635,7 +641,8 @@ static void run_kinds(void)
 		for (u32 b = 0; b < ARRAY_SIZE(bends); b++)
 			if (strcmp(bends[b].name, list[i].bend) == 0)
 				one_bent(list[i].state, list[i].type, &bends[b]);
-	no_region_yet(); /* out of place */
+	one_out_of_place(READY, WIRE_MERGE);
+	one_out_of_place(READY, WIRE_DONE);
 }
 
 static void run_states(void)
