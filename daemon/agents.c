@@ -362,8 +362,7 @@ static void make_room(pid_t pid)
 	struct agent *a, *oldest_of_pid = NULL;
 	u32 of_pid = 0;
 
-	TAILQ_FOREACH(a, &newcomers, newcomer)
-	{
+	for (a = TAILQ_FIRST(&newcomers); a; a = TAILQ_NEXT(a, newcomer)) {
 		if (a->pid != pid)
 			continue;
 		if (!oldest_of_pid)
