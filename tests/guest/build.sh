@@ -56,9 +56,10 @@ fetch_package()
 	}; }) || die "could not download $real (log: $cache/apt.log); give KERNEL=path/to/vmlinuz instead"
 }
 
+# Prints nothing, and is no error, when there is none yet.
 newest_deb()
 {
-	ls -t $cache/linux-image-6.12*-cloud-amd64_*.deb 2>/dev/null | head -n 1
+	{ ls -t $cache/linux-image-6.12*-cloud-amd64_*.deb 2>/dev/null || true; } | head -n 1
 }
 
 if [ -n "$kernel" ]; then

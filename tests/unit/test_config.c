@@ -407,3 +407,27 @@ Test(config, print_is_read_back)
 	config_free(&a);
 	config_free(&b);
 }
+
+/* A section that names a user does not apply to a VMM of another one, whatever the VM calls itself.
+ */
+Test(config, user_binds_a_name)
+{
+	struct config_error err;
+	char path[] = "/tmp/ballast-config-user.XXXXXX";
+	struct config c;
+	FILE *f;
+	int fd = mkstemp(path);
+
+	cr_assert_geq(fd, 0);
+	f = fdopen(fd, "w");
+	fprintf(f,
+		"[vm \"a-*\"]\nuser = 1234\ndomain = a\n[vm \"r-*\"]\nuser = root\ndomain = r\n");
+	fclose(f);
+	cr_assert_eq(config_load(path, true, &c, &err), 0, "%s", err.text);
+	cr_expect_str_eq(config_vm_match(&c, "a-1", NULL, 1234)->domain, "a");
+	cr_expect_str_eq(config_vm_match(&c, "a-1", NULL, 1235)->domain, "default");
+	cr_expect_str_eq(config_vm_match(&c, "r-1", NULL, 0)->domain, "r");
+	cr_expect_str_eq(config_vm_match(&c, "r-1", NULL, 1)->domain, "default");
+	config_free(&c);
+	unlink(path);
+}
