@@ -323,10 +323,13 @@ void *link_main(void *agent)
 			close(a->sock);
 			a->sock = -1;
 			a->connected = false;
-			agent_log(
-				a,
-				"lost the daemon (%s): merged memory stays as it is, trying again every second",
-				strerror(-r));
+			/* ESTALE: our own wish, to have all told anew. */
+			if (!a->stop && r != -ESTALE)
+				agent_log(
+					a,
+					"lost the daemon (%s): merged memory stays as it is, trying "
+					"again every second",
+					strerror(-r));
 		}
 	}
 	return NULL;

@@ -3,7 +3,9 @@
  * Inside of the engine. How the files divide it:
  *
  *   engine.c   domains, VMs, regions; slices of work
- *   scan.c     one window of a VM: scan, hash, look up, promote
+ *   scan.c     one window of a VM: scan, hash, look up
+ *   promote.c  from matches to store pages and requests
+ *   jobs.c     what of it looks into VMMs, on reader threads
  *   ops.c      requests to agents and their answers
  *   pages.c    the states of pages and all accounting that hangs on them
  *   resync.c   reading the state of mappings from the kernel
@@ -120,6 +122,7 @@ struct engine {
 	struct ksm_vm *vms;
 	struct ksm_vm *turn; /* whose turn it is; NULL: the first */
 	struct scan_buffers *scan;
+	struct merge_buffers *merge;
 	u64 trim_due_us;
 	struct late_pages *late;
 };
@@ -156,15 +159,13 @@ void page_note_broken_tag(struct ksm_region *r, u32 page, u32 tag);
 void page_unpend(struct ksm_region *r, u32 page, enum page_state state); /* back from PENDING */
 void domain_unref(struct ksm_domain *d, u32 spn);
 
+/* promote.c */
+struct merge_buffers *merge_buffers_new(void);
+/* Has pages merged whose content was seen before; @m is in page order, all of @vm. */
+void merge_matches(struct ksm_vm *vm, struct match *m, u32 nr);
+void collect_late(struct engine *e); /* gives back what has ended */
+
 /* scan.c */
-/* Store pages of a promotion whose reader was given up: it may write them until it ends. */
-struct late_pages {
-	struct late_pages *next;
-	struct ksm_domain *domain;
-	u32 spn, nr;
-	atomic_bool ended; /* set by the reader, with its last step */
-};
-void scan_collect_late(struct engine *e); /* gives back what has ended */
 struct scan_buffers;
 int scan_buffers_new(struct scan_buffers **ret);
 void scan_buffers_free(struct scan_buffers *b);
@@ -177,6 +178,8 @@ int scan_broken(struct ksm_region *r, u32 page, u32 nr,
 /* ops.c */
 int ops_queue(struct ksm_vm *vm, const struct ksm_op_run *run);
 void ops_pump(struct ksm_vm *vm);
+void vm_set_blocked(
+	struct ksm_vm *vm); /* a reader hangs in it: leave it alone until that is back */
 bool vm_may_share(const struct ksm_vm *vm); /* its content may be merged with others' now */
 void ops_cancel_queue(struct ksm_vm *vm);
 /*

@@ -31,6 +31,9 @@ int engine_new(const struct engine_config *cfg, const struct engine_ops *ops, st
 	r = page_hash_init();
 	if (r == 0)
 		r = scan_buffers_new(&e->scan);
+	e->merge = merge_buffers_new();
+	if (r == 0 && !e->merge)
+		r = -ENOMEM;
 	if (r == 0)
 		r = reader_pool_new(cfg->threads, &e->readers);
 	if (r < 0) {
@@ -70,6 +73,7 @@ void engine_free(struct engine *e)
 	}
 	reader_pool_free(e->readers);
 	scan_buffers_free(e->scan);
+	free(e->merge);
 	gpn_space_free(&e->gpns);
 	free(e);
 }
@@ -253,6 +257,14 @@ void engine_vm_exit(struct ksm_vm *vm)
 	vm->cursor_region = vm->cursor_page = 0;
 	ops_cancel_queue(vm);
 	ops_cancel_outstanding(vm);
+}
+
+/* The VMM that a reader hangs in is left alone until that reader is back. */
+void vm_set_blocked(struct ksm_vm *vm)
+{
+	vm->blocked = true;
+	vm->nr_hangs++;
+	vm->engine->ops->blocked(vm->conn, true);
 }
 
 void engine_vm_set_mode(struct ksm_vm *vm, enum ksm_mode mode)
@@ -542,7 +554,7 @@ u64 engine_run(struct engine *e, u64 cpu_us)
 	u64 wall_end = now + SLICE_WALL_US;
 	u32 idle = 0, nr = 0;
 
-	scan_collect_late(e);
+	collect_late(e);
 	for (struct ksm_vm *vm = e->vms; vm; vm = vm->next)
 		nr++;
 	/* Round robin, one window each, so that a large VM does not keep the others waiting; until

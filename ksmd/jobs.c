@@ -1,0 +1,168 @@
+/* SPDX-License-Identifier: MIT */
+#include <stdlib.h>
+#include "ksmd/hash.h"
+#include "ksmd/jobs.h"
+
+static void scan_job_run(struct reader_job *job)
+{
+	struct scan_job *j = container_of(job, struct scan_job, job);
+
+	j->nr = pagemap_scan(j->target->pagemap_fd, j->start, j->end, j->query, j->ranges,
+			     SCAN_RANGES, &j->walk_end);
+}
+
+static void free_scan_job(struct reader_job *job)
+{
+	struct scan_job *j = container_of(job, struct scan_job, job);
+
+	target_put(j->target);
+	free(j);
+}
+
+struct scan_job *scan_job_new(struct target *t, const struct pagemap_query *query, u64 start,
+			      u64 end)
+{
+	struct scan_job *j = calloc(1, sizeof(*j));
+
+	if (j)
+		*j = (struct scan_job){
+			.job = { .run = scan_job_run, .free = free_scan_job },
+			.target = target_get(t),
+			.query = query,
+			.start = start,
+			.end = end,
+		};
+	return j;
+}
+
+void scan_job_free(struct scan_job *j)
+{
+	free_scan_job(&j->job);
+}
+
+static void hash_batch(struct hash_job *j, u32 first, u32 nr)
+{
+	/* A page that cannot be read is simply not hashed. */
+	if (target_read(j->target, j->hva + first, nr, j->buf, j->ok + first) < 0)
+		memset(j->ok + first, 0, nr * sizeof(j->ok[0]));
+	for (u32 i = 0; i < nr; i++) {
+		const u8 *page = j->buf + i * PAGE_BYTES;
+
+		if (!j->ok[first + i])
+			continue;
+		j->zero[first + i] = page_is_zero(page);
+		j->hash[first + i] = j->zero[first + i] ? 0 : page_hash(page);
+	}
+}
+
+static void hash_job_run(struct reader_job *job)
+{
+	struct hash_job *j = container_of(job, struct hash_job, job);
+
+	for (u32 i = 0; i < j->nr; i += READ_BATCH_PAGES)
+		hash_batch(j, i, MIN(j->nr - i, READ_BATCH_PAGES));
+}
+
+static void free_hash_job(struct reader_job *job)
+{
+	struct hash_job *j = container_of(job, struct hash_job, job);
+
+	target_put(j->target);
+	free(j->buf);
+	free(j);
+}
+
+struct hash_job *hash_job_new(void)
+{
+	struct hash_job *j = calloc(1, sizeof(*j));
+
+	if (!j)
+		return NULL;
+	j->job = (struct reader_job){ .run = hash_job_run, .free = free_hash_job };
+	j->buf = aligned_alloc(PAGE_BYTES, READ_BATCH_PAGES * PAGE_BYTES);
+	if (!j->buf) {
+		free(j);
+		return NULL;
+	}
+	return j;
+}
+
+void hash_job_free(struct hash_job *j)
+{
+	free_hash_job(&j->job);
+}
+
+/* Step 4 of the engine's overview, for a batch: read both, compare, write what is equal into the
+ * store. */
+static int promote_batch(struct promote_job *j, u32 first, u32 nr)
+{
+	int err = 0;
+
+	for (int side = 0; side < 2; side++) {
+		j->job.stage = side; /* who is to blame if it hangs */
+		if (target_read(j->target[side], j->hva[side] + first, nr, j->buf[side],
+				j->ok[side] + first) < 0)
+			memset(j->ok[side] + first, 0, nr * sizeof(j->ok[side][0]));
+	}
+	for (u32 i = 0; i < nr; i++) {
+		const u8 *page = j->buf[0] + i * PAGE_BYTES;
+		bool *read = &j->ok[0][first + i], *equal = &j->ok[1][first + i];
+
+		/* The hash is taken from the copy that the store gets. */
+		if (*read)
+			j->hash[first + i] = page_hash(page);
+		*equal = *read && *equal &&
+			 memcmp(page, j->buf[1] + i * PAGE_BYTES, PAGE_BYTES) == 0;
+	}
+	for (u32 i = 0, n; i < nr && err == 0; i += n) {
+		for (n = 1; i + n < nr && j->ok[1][first + i + n] == j->ok[1][first + i]; n++)
+			;
+		if (j->ok[1][first + i])
+			err = store_write(j->store, j->spn + first + i, j->buf[0] + i * PAGE_BYTES,
+					  n);
+	}
+	return err;
+}
+
+static void promote_job_run(struct reader_job *job)
+{
+	struct promote_job *j = container_of(job, struct promote_job, job);
+
+	for (u32 i = 0; i < j->nr && j->err == 0; i += READ_BATCH_PAGES)
+		j->err = promote_batch(j, i, MIN(j->nr - i, READ_BATCH_PAGES));
+}
+
+static void free_promote_job(struct reader_job *job)
+{
+	struct promote_job *j = container_of(job, struct promote_job, job);
+
+	target_put(j->target[0]);
+	target_put(j->target[1]);
+	free(j->buf[0]);
+	free(j->buf[1]);
+	if (j->late)
+		j->late->ended = true;
+	free(j);
+}
+
+struct promote_job *promote_job_new(const struct store *store, u32 nr)
+{
+	struct promote_job *j = calloc(1, sizeof(*j));
+
+	if (!j)
+		return NULL;
+	j->job = (struct reader_job){ .run = promote_job_run, .free = free_promote_job };
+	j->store = store;
+	j->nr = nr;
+	for (int side = 0; side < 2; side++)
+		j->buf[side] = aligned_alloc(PAGE_BYTES, READ_BATCH_PAGES * PAGE_BYTES);
+	if (j->buf[0] && j->buf[1])
+		return j;
+	promote_job_free(j);
+	return NULL;
+}
+
+void promote_job_free(struct promote_job *j)
+{
+	free_promote_job(&j->job);
+}

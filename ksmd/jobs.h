@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What reader threads do (reader.h): scan a VMM's page tables, hash pages, promote pages into the
+ * store. A job touches nothing but itself, so that it can be given up.
+ */
+#ifndef BALLAST_KSMD_JOBS_H
+#define BALLAST_KSMD_JOBS_H
+
+#include "ksmd/reader.h"
+#include "ksmd/store.h"
+#include "ksmd/target.h"
+
+/* A VMM that does not let itself be read for this long is left alone until it does. */
+#define READ_TIMEOUT_US 1000000
+/* Ranges that one PAGEMAP_SCAN can return; when there are more the window gets shorter. */
+#define SCAN_RANGES 2048
+/* Pages of one hash job, so that the threads share a window's work, and of one promotion. */
+#define HASH_JOB_PAGES	1024
+#define PROMOTION_PAGES 256
+/* Pages read at once before they are hashed or compared: they are still in the cache then. */
+#define READ_BATCH_PAGES 64
+
+struct scan_job {
+	struct reader_job job;
+	struct target *target;
+	const struct pagemap_query *query;
+	u64 start, end;
+	u64 walk_end; /* how far it got */
+	int nr;	      /* ranges, or -errno */
+	struct page_region ranges[SCAN_RANGES];
+};
+
+struct hash_job {
+	struct reader_job job;
+	struct target *target;
+	u32 nr;
+	u64 hva[HASH_JOB_PAGES];
+	u32 page[HASH_JOB_PAGES];
+	u64 hash[HASH_JOB_PAGES];
+	bool ok[HASH_JOB_PAGES], zero[HASH_JOB_PAGES];
+	u8 *buf; /* READ_BATCH_PAGES pages */
+};
+
+struct ksm_domain;
+/* Store pages of a promotion whose reader was given up: it may write them until it ends. */
+struct late_pages {
+	struct late_pages *next;
+	struct ksm_domain *domain;
+	u32 spn, nr;
+	atomic_bool ended; /* set by the reader, with its last step */
+};
+
+struct promote_job {
+	struct reader_job job;
+	struct target *target[2]; /* of the pages and of their partners */
+	const struct store *store;
+	u32 spn, nr;
+	u64 hva[2][PROMOTION_PAGES];
+	bool ok[2][PROMOTION_PAGES]; /* of the pages: was read; of the partners: was read, and is
+					equal */
+	u64 hash[PROMOTION_PAGES];
+	int err;		 /* the store could not be written */
+	u8 *buf[2];		 /* READ_BATCH_PAGES pages */
+	struct late_pages *late; /* told when the job ends after it was given up */
+};
+
+/* PAGEMAP_SCAN of [start, end). */
+struct scan_job *scan_job_new(struct target *t, const struct pagemap_query *query, u64 start,
+			      u64 end);
+void scan_job_free(struct scan_job *j);
+/* Empty, and without a target: jobs for hashing are kept and filled anew. */
+struct hash_job *hash_job_new(void);
+void hash_job_free(struct hash_job *j);
+/* For @nr pages; the caller fills targets, addresses and spn. */
+struct promote_job *promote_job_new(const struct store *store, u32 nr);
+void promote_job_free(struct promote_job *j);
+
+#endif
