@@ -24,6 +24,7 @@ int procmaps_walk(pid_t pid, int (*fn)(const struct procmap *m, void *arg), void
 	char *line = NULL;
 	size_t cap = 0;
 	ssize_t n;
+	bool any = false;
 	int r = 0;
 
 	if (!f)
@@ -34,6 +35,7 @@ int procmaps_walk(pid_t pid, int (*fn)(const struct procmap *m, void *arg), void
 		char perms[5];
 		int path_at = 0;
 
+		any = true;
 		if (line[n - 1] == '\n')
 			line[n - 1] = '\0';
 		if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %4s %" SCNx64 " %x:%x %" SCNu64 " %n",
@@ -50,6 +52,11 @@ int procmaps_walk(pid_t pid, int (*fn)(const struct procmap *m, void *arg), void
 	}
 	if (r == 0 && ferror(f))
 		r = -EIO;
+	/* No process that can run has no mapping; the file is empty when its first thread has
+	 * ended, and others may run on. To take that for "maps nothing" could free what they map
+	 * (invariant 4). */
+	if (r == 0 && !any)
+		r = -ESRCH;
 	free(line);
 	fclose(f);
 	return r;

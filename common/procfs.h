@@ -21,7 +21,7 @@ struct procmap {
 };
 
 /* Calls @fn for each mapping in address order; a non-zero return of @fn ends the walk and is
- * returned. */
+ * returned. -ESRCH: the kernel shows none at all, which is not the same as none of interest. */
 int procmaps_walk(pid_t pid, int (*fn)(const struct procmap *m, void *arg), void *arg);
 
 /* Start time of a process in clock ticks since boot (field 22 of /proc/PID/stat): with the pid it

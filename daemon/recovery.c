@@ -207,7 +207,7 @@ static void adopt(struct core *c, struct recovery *rec, struct old_store *os)
 		r = procmaps_walk(v->pid, note_reach, &reach);
 		/* What it maps is not known: nothing is put at the end of the store before recovery
 		 * ends. */
-		if (r < 0 && r != -ENOENT && r != -ESRCH)
+		if (r < 0 && same_process(v->pid, v->starttime))
 			reach.end = UINT64_MAX;
 	}
 	if (fd < 0)

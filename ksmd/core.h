@@ -12,7 +12,7 @@
  *
  * and below: index.h, store.h, planner.h, gpn.h, target.h, reader.h.
  *
- * Metadata: 5 bytes a guest page (link, state), 9.4 to 10.7 bytes for each page in the index, 16
+ * Metadata: 5 bytes a guest page (link, state), 9.4 to 10.2 bytes for each page in the index, 16
  * bytes a store page.
  */
 #ifndef BALLAST_KSMD_CORE_H
