@@ -107,21 +107,6 @@ static int put_fields(json_t *object, const struct field *fields, size_t nr, con
 	return r;
 }
 
-static s64 vm_saved_bytes(const struct view *v, const struct vm_view *vm)
-{
-	s64 pages = (s64)vm->zero_pages;
-
-	for (u32 i = 0; i < v->nr_domains; i++) {
-		const struct domain_view *d = &v->domains[i];
-
-		if (strcmp(d->name, vm->domain) != 0 || d->store_refs == 0)
-			continue;
-		pages += (s64)((__int128)vm->shared_pages *
-			       ((s64)d->store_refs - (s64)d->store_pages) / (s64)d->store_refs);
-	}
-	return pages * (s64)PAGE_BYTES;
-}
-
 /* Sums of what the VMs' objects hold; resident counts the VMs that could be read. */
 struct totals {
 	s64 configured, resident, shared, zero, saved, overhead;
@@ -129,11 +114,14 @@ struct totals {
 
 static json_t *vm_json(const struct view *v, const struct vm_view *vm, struct totals *t)
 {
-	s64 saved = vm_saved_bytes(v, vm);
+	s64 saved;
 	struct proc_memory mem;
 	json_t *j = json_object();
 	int r = 0;
 
+	/* Where its part of the store cannot be said, only the zero pages are certain. */
+	if (!view_vm_saved_bytes(v, vm, &saved))
+		saved = (s64)(vm->zero_pages * PAGE_BYTES);
 	r |= put(j, "name", TEXT(vm->name));
 	r |= put(j, "uuid", TEXT(vm->uuid));
 	r |= put(j, "domain", TEXT(vm->domain));

@@ -261,52 +261,21 @@ static void write_vm_info(struct mx_writer *w, const struct view *v, const struc
 	}
 }
 
-static const struct domain_view *find_domain(const struct view *v, const char *name)
-{
-	u32 i;
-
-	for (i = 0; i < v->nr_domains; i++)
-		if (!strcmp(v->domains[i].name, name))
-			return &v->domains[i];
-	return NULL;
-}
-
-/*
- * What sharing saves: a VM's shared and zero pages, less its part of the store, which is divided
- * among those who map it by how much they map. The sum over VMs is thus the host's saving. A VM
- * whose domain is not in the view, or has no references yet (after a restart, until they are
- * counted), has no such series, as its part cannot be said.
- */
-static bool saved_bytes(const struct view *v, const struct vm_view *vm, double *ret)
-{
-	const struct domain_view *d = find_domain(v, vm->domain);
-	double part = 0;
-
-	if (vm->shared_pages) {
-		if (!d || !d->store_refs)
-			return false;
-		part = (double)d->store_pages * vm->shared_pages / d->store_refs;
-	}
-	*ret = ((double)vm->shared_pages + vm->zero_pages - part) * PAGE_BYTES;
-	return true;
-}
-
 static void write_saved(struct mx_writer *w, const struct view *v, const struct names *names,
 			bool net, const char *family, const char *help)
 {
-	double saved;
+	s64 saved;
 	u32 i;
 
 	if (!v->nr_vms)
 		return;
 	mx_family(w, family, MX_GAUGE, help);
 	for (i = 0; i < v->nr_vms; i++) {
-		if (!saved_bytes(v, &v->vms[i], &saved))
+		if (!view_vm_saved_bytes(v, &v->vms[i], &saved))
 			continue;
 		if (net)
-			saved -= v->vms[i].overhead_bytes;
-		/* Whole bytes: the division leaves fractions of which nobody has use. */
-		mx_sample_f64(w, &(struct mx_label){ "vm", names->text[i] }, 1, (double)(s64)saved);
+			saved -= (s64)v->vms[i].overhead_bytes;
+		mx_sample_f64(w, &(struct mx_label){ "vm", names->text[i] }, 1, (double)saved);
 	}
 }
 

@@ -52,6 +52,13 @@ struct view {
 	u32 nr_domains;
 };
 
+/*
+ * What sharing saves of a VM: its shared and zero pages, less its part of the store, which is
+ * divided among those who map it by how much they map. The sum over VMs is thus the host's saving.
+ * False: the part cannot be said (its domain has no references yet, after a restart).
+ */
+bool view_vm_saved_bytes(const struct view *v, const struct vm_view *vm, s64 *ret);
+
 void view_free(struct view *v); /* frees the arrays, not @v */
 
 #endif
