@@ -112,11 +112,11 @@ static void fill_page(u8 *page, u64 seed)
 	}
 }
 
-/* Which content page @i of guest @guest has: a number below 2^40 is common to all guests, others
- * are its own. */
+/* Which content page @i of guest @guest has: a number below 2^40 is common to all guests of a kind,
+ * others are its own, and of no guest of another kind. */
 static u64 content_of(enum content_kind kind, u32 guest, u64 i, u64 pages)
 {
-	u64 own = ((u64)(guest + 1) << 40) + i;
+	u64 own = ((u64)(guest + 1 + (u32)kind * 64) << 40) + i;
 
 	switch (kind) {
 	case CONTENT_SCATTERED:

@@ -80,7 +80,8 @@ int host_start(struct host *h, const char *content, const char *mode, const char
 	if (r < 0)
 		return r;
 	if (read_line(h, line, sizeof(line)) == 0 &&
-	    sscanf(line, "READY pages=%" SCNu64, &h->pages) == 1)
+	    sscanf(line, "READY pages=%" SCNu64 " address=%" SCNx64 " bytes=%" SCNu64, &h->pages,
+		   &h->address, &h->bytes) == 3)
 		return 0;
 	host_stop(h);
 	return -EIO;
@@ -89,6 +90,16 @@ int host_start(struct host *h, const char *content, const char *mode, const char
 static int ask(struct host *h, const char *what)
 {
 	return fprintf(h->in, "%s\n", what) < 0 || fflush(h->in) != 0 ? -EPIPE : 0;
+}
+
+int host_offer(struct host *h)
+{
+	char line[64];
+
+	return ask(h, "offer") < 0 || read_line(h, line, sizeof(line)) < 0 ||
+			       strcmp(line, "OFFERED\n") != 0
+		       ? -EIO
+		       : 0;
 }
 
 int host_load(struct host *h, struct host_load *ret)

@@ -11,7 +11,8 @@
 struct host {
 	pid_t pid;
 	FILE *in, *out;
-	u64 pages; /* that its content touched */
+	u64 pages;	    /* that its content touched */
+	u64 address, bytes; /* of its memory */
 };
 
 struct host_load {
@@ -26,9 +27,11 @@ int child_start(char *const argv[], FILE **ret_in, FILE **ret_out, pid_t *ret_pi
 /* Ends it by SIGTERM, after 5 s by SIGKILL, and waits. */
 void child_stop(pid_t pid);
 
-/* @load_permille 0: no load. Waits until the memory is filled and offered. */
+/* @load_permille 0: no load. Waits until the memory is filled; no engine knows of it yet. */
 int host_start(struct host *h, const char *content, const char *mode, const char *name,
 	       u32 load_permille);
+/* Offers the memory to the engine that @mode names. */
+int host_offer(struct host *h);
 int host_load(struct host *h, struct host_load *ret); /* since the last call */
 int host_sum(struct host *h, u64 *ret_sum);
 void host_stop(struct host *h);

@@ -13,7 +13,7 @@ pids=()
 cleanup()
 {
 	for p in "${pids[@]}"; do kill "$p" 2>/dev/null || true; done
-	rm -rf "$CONTENT"
+	[ -n "${KEEP_CONTENT:-}" ] || rm -rf "$CONTENT"
 }
 trap cleanup EXIT
 

@@ -7,10 +7,13 @@
  *
  *   memhost --content FILE --mode none|ksm|ballast [--name NAME] [--load WRITE_PERMILLE]
  *
- * Prints "READY pages=N" once the memory is filled and offered. Then reads lines from stdin:
+ * Prints "READY pages=N address=HEX bytes=N" once the memory is filled. Then reads lines from stdin,
+ * and ends when that does:
+ *
+ *   offer   offers the memory to the engine of --mode, prints "OFFERED"
  *   load    prints "LOAD ops=N seconds=S p50_ns=N p99_ns=N max_us=N" of the time since the last
- * such line sum     prints "SUM hash", of all content, to show that sharing changed none and ends
- * when stdin does.
+ *           such line
+ *   sum     prints "SUM hash", of all content, to show that sharing changed none
  */
 #include <errno.h>
 #include <getopt.h>
@@ -133,15 +136,24 @@ static int offer(const char *mode, const char *name, u8 *memory, u64 bytes)
 	return r < 0 ? r : bh_region_add(agent, memory, bytes, 0, "memory");
 }
 
-static int serve(struct load *l, u64 bytes)
+static int serve(struct load *l, u64 bytes, const char *mode, const char *name)
 {
 	char line[64];
+	int r;
 
 	while (fgets(line, sizeof(line), stdin)) {
 		if (strcmp(line, "load\n") == 0)
 			print_load(l);
 		else if (strcmp(line, "sum\n") == 0)
 			printf("SUM %016llx\n", (unsigned long long)XXH3_64bits(l->memory, bytes));
+		if (strcmp(line, "offer\n") != 0)
+			continue;
+		r = offer(mode, name, l->memory, bytes);
+		if (r < 0) {
+			fprintf(stderr, "memhost: %s: %s\n", mode, strerror(-r));
+			return 1;
+		}
+		printf("OFFERED\n");
 	}
 	return 0;
 }
@@ -187,15 +199,14 @@ int main(int argc, char **argv)
 	madvise(load.memory, bytes, MADV_NOHUGEPAGE);
 	load.pages = bytes >> PAGE_SHIFT;
 	r = load_content(content, load.memory, bytes, &pages);
-	if (r == 0)
-		r = offer(mode, name, load.memory, bytes);
 	if (r < 0) {
-		fprintf(stderr, "memhost: %s: %s\n", mode, strerror(-r));
+		fprintf(stderr, "memhost: %s: %s\n", content, strerror(-r));
 		return 1;
 	}
 	load.since_us = now_us();
 	if (load.write_permille && pthread_create(&thread, NULL, load_main, &load) != 0)
 		return 1;
-	printf("READY pages=%llu\n", (unsigned long long)pages);
-	return serve(&load, bytes);
+	printf("READY pages=%llu address=%llx bytes=%llu\n", (unsigned long long)pages,
+	       (unsigned long long)(uintptr_t)load.memory, (unsigned long long)bytes);
+	return serve(&load, bytes, mode, name);
 }

@@ -14,6 +14,43 @@
 #include "bench/host.h"
 #include "bench/peer.h"
 
+/* CPU time of the threads of @pid whose names begin with @prefix, as the scheduler counts it. */
+static u64 threads_cpu_us(pid_t pid, const char *prefix)
+{
+	char path[64];
+	struct dirent *e;
+	u64 us = 0;
+	DIR *d;
+
+	snprintf(path, sizeof(path), "/proc/%d/task", (int)pid);
+	d = opendir(path);
+	while (d && (e = readdir(d))) {
+		char file[340], comm[32] = "";
+		u64 ns;
+		FILE *f;
+
+		if (e->d_name[0] == '.')
+			continue;
+		snprintf(file, sizeof(file), "%s/%s/comm", path, e->d_name);
+		f = fopen(file, "re");
+		if (f && !fgets(comm, sizeof(comm), f))
+			comm[0] = '\0';
+		if (f)
+			fclose(f);
+		if (strncmp(comm, prefix, strlen(prefix)) != 0)
+			continue;
+		snprintf(file, sizeof(file), "%s/%s/schedstat", path, e->d_name);
+		f = fopen(file, "re");
+		if (f && fscanf(f, "%" SCNu64, &ns) == 1)
+			us += ns / 1000;
+		if (f)
+			fclose(f);
+	}
+	if (d)
+		closedir(d);
+	return us;
+}
+
 /* --- the kernel's KSM --------------------------------------------------------------------------
  */
 
@@ -160,20 +197,14 @@ static int ksm_saved_pages(struct peer *p, u64 *ret)
 	return 0;
 }
 
+static int ksm_stop(struct peer *p, bool stopped)
+{
+	return ksm_write("run", stopped ? "0" : "1");
+}
+
 static u64 ksm_cpu_us(struct peer *p)
 {
-	char path[64];
-	u64 ns = 0;
-	FILE *f;
-
-	snprintf(path, sizeof(path), "/proc/%d/schedstat", (int)p->pid);
-	f = fopen(path, "re");
-	if (f) {
-		if (fscanf(f, "%" SCNu64, &ns) != 1)
-			ns = 0;
-		fclose(f);
-	}
-	return ns / 1000;
+	return threads_cpu_us(p->pid, "");
 }
 
 static u64 ksm_passes(struct peer *p)
@@ -206,7 +237,7 @@ static void ksm_finish(struct peer *p)
 #define KSM_OPS(label)                                                                         \
 	{                                                                                      \
 		.name = label, .host_mode = "ksm", .prepare = ksm_prepare, .start = ksm_start, \
-		.saved_pages = ksm_saved_pages, .cpu_us = ksm_cpu_us, .passes = ksm_passes,    \
+		.stop = ksm_stop, .saved_pages = ksm_saved_pages, .cpu_us = ksm_cpu_us, .passes = ksm_passes,    \
 		.metadata_bytes = ksm_metadata, .finish = ksm_finish,                          \
 	}
 
@@ -289,16 +320,23 @@ static int ballast_prepare(struct peer *p)
 	fclose(f);
 	bench_program("ballastd", program, sizeof(program));
 	r = child_start(argv, NULL, NULL, &p->pid);
-	for (int i = 0; r == 0 && i < 500 && command(p, "{\"command\":\"pause\"}") < 0; i++)
+	for (int i = 0; r == 0 && i < 500 && command(p, "{\"command\":\"status\"}") < 0; i++)
 		usleep(10000);
 	snprintf(sock, sizeof(sock), "%s/agent.sock", p->dir);
 	setenv("BALLAST_AGENT_SOCKET", sock, 1);
 	return r;
 }
 
+/* It runs since prepare(), and knows of no VM. */
 static int ballast_start(struct peer *p)
 {
-	return command(p, "{\"command\":\"resume\"}");
+	return 0;
+}
+
+/* No guest ever waits for the daemon (invariant 6), so this is as if there were none. */
+static int ballast_stop(struct peer *p, bool stopped)
+{
+	return kill(p->pid, stopped ? SIGSTOP : SIGCONT) < 0 ? -errno : 0;
 }
 
 static u64 sum(const json_t *array, const char *key)
@@ -314,7 +352,7 @@ static u64 sum(const json_t *array, const char *key)
 
 static int ballast_saved_pages(struct peer *p, u64 *ret)
 {
-	json_t *s = control(p, "{\"command\":\"status\"}");
+	json_t *s = control(p, "{\"command\":\"counters\"}");
 	u64 have, cost;
 
 	if (!s)
@@ -329,17 +367,16 @@ static int ballast_saved_pages(struct peer *p, u64 *ret)
 
 static u64 ballast_cpu_us(struct peer *p)
 {
-	json_t *s = control(p, "{\"command\":\"status\"}");
-	u64 us = (u64)json_integer_value(
-		json_object_get(json_object_get(s, "host"), "cpu_us_total"));
+	u64 us = threads_cpu_us(p->pid, "");
 
-	json_decref(s);
+	for (u32 i = 0; i < p->nr_hosts; i++)
+		us += threads_cpu_us(p->hosts[i], "ballast-");
 	return us;
 }
 
 static u64 ballast_passes(struct peer *p)
 {
-	json_t *s = control(p, "{\"command\":\"status\"}"), *vms = json_object_get(s, "vms"), *o;
+	json_t *s = control(p, "{\"command\":\"counters\"}"), *vms = json_object_get(s, "vms"), *o;
 	u64 least = UINT64_MAX;
 	size_t i;
 
@@ -351,7 +388,7 @@ static u64 ballast_passes(struct peer *p)
 
 static u64 ballast_metadata(struct peer *p)
 {
-	json_t *s = control(p, "{\"command\":\"status\"}");
+	json_t *s = control(p, "{\"command\":\"counters\"}");
 	const json_t *d = json_object_get(s, "domains");
 	u64 bytes = sum(d, "index_bytes") + sum(d, "store_meta_bytes") +
 		    sum(json_object_get(s, "vms"), "overhead_bytes");
@@ -363,7 +400,8 @@ static u64 ballast_metadata(struct peer *p)
 #define BALLAST_OPS(label)                                                         \
 	{                                                                          \
 		.name = label, .host_mode = "ballast", .prepare = ballast_prepare, \
-		.start = ballast_start, .saved_pages = ballast_saved_pages,        \
+		.start = ballast_start, .stop = ballast_stop,                      \
+		.saved_pages = ballast_saved_pages,                                \
 		.cpu_us = ballast_cpu_us, .passes = ballast_passes,                \
 		.metadata_bytes = ballast_metadata, .finish = ballast_finish,      \
 	}

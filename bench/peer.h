@@ -13,13 +13,16 @@ struct peer;
 struct peer_ops {
 	const char *name;
 	const char *host_mode; /* memhost --mode */
-	/* Before the hosts start: all is set up, nothing is merged yet. */
+	/* Before the hosts start. */
 	int (*prepare)(struct peer *p);
-	/* Merging begins. */
+	/* The engine runs; it shares whatever is offered to it from now on. */
 	int (*start)(struct peer *p);
+	/* Holds all its work (@stopped), or lets it go on; what is merged stays so. */
+	int (*stop)(struct peer *p, bool stopped);
 	/* Pages that need no frame of their own any more, by the engine's own books. */
 	int (*saved_pages)(struct peer *p, u64 *ret_pages);
-	/* CPU time used so far by the engine, all of its threads in whatever process, us. */
+	/* CPU time used so far by the engine, all of its threads in whatever process, us; by the
+	 * kernel's account of the threads. */
 	u64 (*cpu_us)(struct peer *p);
 	/* Whole passes over the memory so far. */
 	u64 (*passes)(struct peer *p);
@@ -44,7 +47,9 @@ struct peer {
 	const char *cpu_percent;	   /* Ballast */
 	pid_t pid;			   /* ksmd or ballastd */
 	char dir[64];
-	u64 total_pages; /* of all hosts: for ksmtuned */
+	pid_t hosts[16];		   /* whose memory it shares: the caller's to fill */
+	u32 nr_hosts;
+	u64 saved_before; /* pages that were so before the start (zero pages) */
 };
 
 int peer_init(struct peer *p, u32 which);

@@ -173,6 +173,12 @@ const struct setting config_settings[] = {
 	{ SEC_SCAN, "interval", &type_duration, IN_CONFIG(scan_interval_us), 10000,
 	  3600 * 1000000ULL, "1s",
 	  "a page unwritten for a second tends to stay so, and a pass over idle memory costs 0.5 ms a GiB" },
+	{ SEC_SCAN, "idle_interval", &type_duration, IN_CONFIG(scan_idle_interval_us), 1000000,
+	  24 * 3600 * 1000000ULL, "60s",
+	  "memory that nobody writes is looked at this rarely: then idle VMs cost next to nothing" },
+	{ SEC_SCAN, "thp_split_min_saving", &type_bytes, IN_CONFIG(thp_split_min_saving), 4096,
+	  MIB(2), "128KiB",
+	  "a huge page is worth more to the guest than sharing a few pages of its 512" },
 	{ SEC_SCAN, "threads", &type_count, IN_CONFIG(scan_threads), 1, 64, "1",
 	  "one thread spends up to 100 cpu_percent; more are of use only above that" },
 

@@ -5,6 +5,7 @@
  * CONTROL_REQUEST_MAX bytes a request. {"command":C} with C one of
  *
  *   status         {"ok":true,"host":{...},"vms":[...],"domains":[...],"total":{...}}
+ *   counters       the same without "resident_bytes", which is slow to read: for who asks often
  *   pause, resume  {"ok":true}            stop, start finding new sharing
  *   unmerge        {"ok":true,"pages":N}  make all of a VM's memory private, until "share"
  *   share          {"ok":true}            undo unmerge

@@ -112,7 +112,8 @@ struct totals {
 	s64 configured, resident, shared, zero, saved, overhead;
 };
 
-static json_t *vm_json(const struct view *v, const struct vm_view *vm, struct totals *t)
+static json_t *vm_json(const struct view *v, const struct vm_view *vm, bool resident,
+		       struct totals *t)
 {
 	s64 saved;
 	struct proc_memory mem;
@@ -131,7 +132,7 @@ static json_t *vm_json(const struct view *v, const struct vm_view *vm, struct to
 	r |= put(j, "unmerged", json_boolean(vm->unmerged));
 	r |= put_fields(j, vm_fields, ARRAY_SIZE(vm_fields), vm);
 	/* Absent when the VMM has ended meanwhile. */
-	if (proc_memory(vm->pid, &mem) == 0) {
+	if (resident && proc_memory(vm->pid, &mem) == 0) {
 		r |= put(j, "resident_bytes", u64_json(mem.pss));
 		t->resident += (s64)mem.pss;
 	}
@@ -194,14 +195,14 @@ static json_t *totals_json(const struct view *v, struct totals *t)
 			 (json_int_t)net);
 }
 
-static json_t *view_json(const struct view *v)
+static json_t *view_json(const struct view *v, bool resident)
 {
 	json_t *j = json_object(), *vms = json_array(), *domains = json_array();
 	struct totals t = { 0 };
 	int r = 0;
 
 	for (u32 i = 0; i < v->nr_vms; i++)
-		r |= json_array_append_new(vms, vm_json(v, &v->vms[i], &t));
+		r |= json_array_append_new(vms, vm_json(v, &v->vms[i], resident, &t));
 	for (u32 i = 0; i < v->nr_domains; i++)
 		r |= json_array_append_new(domains, domain_json(&v->domains[i]));
 	r |= put(j, "ok", json_true());
@@ -245,7 +246,7 @@ static char *reply_ok(void)
 	return reply_text(json_pack("{s:b}", "ok", 1));
 }
 
-static char *do_status(const struct control_ops *ops, void *core, const char *vm)
+static char *view_reply(const struct control_ops *ops, void *core, bool resident)
 {
 	struct view v = { 0 };
 	char *line;
@@ -253,9 +254,20 @@ static char *do_status(const struct control_ops *ops, void *core, const char *vm
 
 	if (r < 0)
 		return control_reply_error("cannot gather the status: %s", strerror(-r));
-	line = reply_text(view_json(&v));
+	line = reply_text(view_json(&v, resident));
 	view_free(&v);
 	return line;
+}
+
+static char *do_status(const struct control_ops *ops, void *core, const char *vm)
+{
+	return view_reply(ops, core, true);
+}
+
+/* For who asks often: PSS costs the kernel a walk over all of a VM's pages. */
+static char *do_counters(const struct control_ops *ops, void *core, const char *vm)
+{
+	return view_reply(ops, core, false);
 }
 
 static char *do_pause(const struct control_ops *ops, void *core, const char *vm)
@@ -315,9 +327,9 @@ static const struct command {
 	bool needs_vm;
 	char *(*run)(const struct control_ops *ops, void *core, const char *vm);
 } commands[] = {
-	{ "status", false, do_status }, { "pause", false, do_pause },
-	{ "resume", false, do_resume }, { "unmerge", true, do_unmerge },
-	{ "share", true, do_share },
+	{ "status", false, do_status },	 { "counters", false, do_counters },
+	{ "pause", false, do_pause },	 { "resume", false, do_resume },
+	{ "unmerge", true, do_unmerge }, { "share", true, do_share },
 };
 
 char *control_reply(const struct control_ops *ops, void *core, const char *request, size_t len,
@@ -347,8 +359,8 @@ char *control_reply(const struct control_ops *ops, void *core, const char *reque
 			cmd = &commands[i];
 	}
 	if (!cmd) {
-		line = control_reply_error("unknown command \"%.60s\" (known: status, pause, "
-					   "resume, unmerge, share)",
+		line = control_reply_error("unknown command \"%.60s\" (known: status, "
+					   "counters, pause, resume, unmerge, share)",
 					   name);
 		goto out;
 	}

@@ -43,6 +43,8 @@ static struct engine_config engine_config_of(const struct core *c)
 {
 	return (struct engine_config){
 		.interval_us = c->config.scan_interval_us,
+		.idle_interval_us = c->config.scan_idle_interval_us,
+		.thp_split_min_saving = c->config.thp_split_min_saving,
 		.store_max_bytes = c->config.store_max_bytes,
 		.threads = c->config.scan_threads,
 		/* At a small budget a request is small, so that the budget is kept second by

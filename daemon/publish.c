@@ -86,7 +86,7 @@ static int fill_domains(struct core *c, struct view *v)
 int core_view(struct core *c, struct view *ret)
 {
 	struct view v = { 0 };
-	struct proc_memory mem = { 0 };
+	u64 rss = 0;
 	u32 i = 0;
 
 	v.vms = calloc(c->nr_vms + 1, sizeof(v.vms[0]));
@@ -98,12 +98,12 @@ int core_view(struct core *c, struct view *ret)
 		fill_vm(vm, &v.vms[i++]);
 	v.nr_vms = i;
 	/* On failure it stays 0; the rest of the view is still right. */
-	(void)proc_memory(getpid(), &mem);
+	(void)proc_status_bytes(getpid(), "VmRSS", &rss);
 	v.host = (struct host_view){
 		.scanning = c->config.scan_enabled && !c->paused,
 		.uptime_us = now_us() - c->started_us,
 		.cpu_us_total = core_cpu_us(c),
-		.daemon_rss_bytes = mem.rss,
+		.daemon_rss_bytes = rss,
 		.scan_cpu_permille = c->config.scan_cpu_permille,
 		.reloads_total = c->reloads,
 		.reload_errors_total = c->reload_errors,

@@ -39,8 +39,10 @@
 #include "hypervisor-hooks/uffd.h"
 #include "hypervisor-hooks/wire.h"
 
-/* Pages moved in one step: bounds how long a guest access can wait, while runs stay cheap. */
+/* Pages, and runs of them, replaced in one step: bounds how long a guest access can wait, while runs
+ * stay cheap. */
 #define BH_STEP_PAGES	 64
+#define BH_STEP_RUNS	 16
 #define BH_DISCARD_QUEUE WIRE_RUNS_MAX
 
 enum bh_chunk_state {
@@ -202,8 +204,8 @@ int region_replace_anon(struct bh_agent *a, struct bh_region *r, u64 page, u64 n
 int region_replace_store(struct bh_agent *a, struct bh_region *r, u64 page, u64 nr,
 			 u64 store_offset);
 
-/* merge.c: on the link thread, without @lock; one status a page */
-void merge_run(struct bh_agent *a, const struct wire_run *run, s32 *status);
+/* merge.c: on the link thread, without @lock; one status a page, in the order of the runs */
+void merge_runs(struct bh_agent *a, const struct wire_run *runs, u32 nr_runs, s32 *status);
 void unmerge_range(struct bh_agent *a, u64 hva, u64 nr, s32 *status);
 
 /* link.c */

@@ -238,13 +238,15 @@ static int send_done(struct bh_agent *a, u32 seq, u32 nr_segments)
 
 static int do_merge(struct bh_agent *a)
 {
-	u32 nr_segments = 0;
+	u32 nr_segments = 0, pages = 0;
 
+	merge_runs(a, a->rx->runs, wire_count(a->rx), a->status);
 	for (u32 i = 0; i < wire_count(a->rx) && !a->stop; i++) {
 		const struct wire_run *run = &a->rx->runs[i];
 
-		merge_run(a, run, a->status);
-		nr_segments = add_segments(a, nr_segments, run->hva, a->status, run->nr_pages);
+		nr_segments = add_segments(a, nr_segments, run->hva, a->status + pages,
+					   run->nr_pages);
+		pages += run->nr_pages;
 	}
 	/* Cut short by bh_free(): that would be no answer to what was asked. */
 	return a->stop ? -ECANCELED : send_done(a, a->rx->h.seq, nr_segments);

@@ -2,6 +2,9 @@
 /*
  * Move, verify, map: how a page of a guest is replaced by a page of the store, or by the zero page.
  *
+ * A request is done in batches: pieces of its runs, at most BH_STEP_PAGES pages in all, so that what
+ * costs a system call whatever its size is paid once for many single pages.
+ *
  * Anonymous pages (nearly all):
  *   1. The chunk is adopted, so that an access to a hole waits instead of reading zeros.
  *   2. UFFDIO_MOVE takes the pages out of the guest, atomically, to the staging area. A page pinned
@@ -29,23 +32,35 @@
 /* UFFDIO_MOVE says EAGAIN when the mappings change under it; that passes, or the page can stay
  * private. */
 #define MOVE_TRIES 8
+/* Of a page while it is in the staging area: no errno, and not yet done. */
+#define TAKEN 1
 
 static const u8 zero_page[PAGE_BYTES] __attribute__((aligned(PAGE_BYTES)));
 
-/* What one step works on: @nr pages of a region from @page on, and what shall replace them. */
+/* One piece of a batch: @nr pages of a region from @page on, and what shall replace them. */
 struct step {
 	struct bh_agent *a;
-	struct bh_region *r;
-	u64 page;
+	struct bh_region *r; /* NULL: nothing to be done, the status is set */
+	bool anonymous;	     /* else in a mapping of the store */
+	u64 hva, page;
 	u32 nr;
+	u32 slot; /* its first page in the staging area and in @reference */
 	enum wire_run_kind kind;
 	u64 store_offset;
 	s32 *status;
+	u32 taken; /* pages that are out of the guest: the first ones */
+};
+
+struct batch {
+	struct step steps[BH_STEP_PAGES]; /* a step may have to be cut down to single pages */
+	u32 nr, pages;
 };
 
 static bool same_as_replacement(const struct step *s, u32 i, const void *content)
 {
-	const void *want = s->kind == WIRE_RUN_ZERO ? zero_page : s->a->reference + i * PAGE_BYTES;
+	const void *want = s->kind == WIRE_RUN_ZERO ?
+				   zero_page :
+				   s->a->reference + (s->slot + i) * PAGE_BYTES;
 
 	return memcmp(content, want, PAGE_BYTES) == 0;
 }
@@ -58,7 +73,7 @@ static void set_status(struct step *s, u32 i, u32 nr, s32 value)
 
 static u64 staged(const struct step *s, u32 i)
 {
-	return (u64)(uintptr_t)s->a->staging + i * PAGE_BYTES;
+	return (u64)(uintptr_t)s->a->staging + (s->slot + i) * PAGE_BYTES;
 }
 
 /*
@@ -116,20 +131,13 @@ static int map_replacement(struct step *s, u32 i, u32 nr)
 /* Pages [i, i + nr) are in staging: verify each, map or move back each. */
 static void settle_moved(struct step *s, u32 i, u32 nr)
 {
-	/* UFFDIO_MOVE refuses pages that are pinned, but some users of direct I/O only hold a
-	 * reference (dma.c). Asked now: what starts later finds the hole, and waits. */
-	if (dma_unpinned_possible(s->a)) {
-		move_back(s, i, nr);
-		set_status(s, i, nr, -EBUSY);
-		return;
-	}
 	for (u32 end = i + nr, n; i < end; i += n) {
-		bool same = same_as_replacement(s, i, s->a->staging + i * PAGE_BYTES);
+		bool same = same_as_replacement(s, i, (const void *)(uintptr_t)staged(s, i));
 		int err = -EILSEQ;
 
 		for (n = 1; i + n < end; n++)
-			if (same_as_replacement(s, i + n, s->a->staging + (i + n) * PAGE_BYTES) !=
-			    same)
+			if (same_as_replacement(s, i + n,
+						(const void *)(uintptr_t)staged(s, i + n)) != same)
 				break;
 		if (same) {
 			set_status(s, i, n, 0);
@@ -142,31 +150,26 @@ static void settle_moved(struct step *s, u32 i, u32 nr)
 	}
 }
 
-static int take_out(struct step *s, u32 i, u32 nr, u64 *ret_moved)
+/* Moves pages of the step out of the guest, as far as they can be: status 1 for those that are. */
+static void take_out(struct step *s)
 {
-	return uffd_move(s->a->uffd, staged(s, i), page_hva(s->r, s->page + i), nr * PAGE_BYTES,
-			 ret_moved);
-}
-
-static void merge_anonymous(struct step *s)
-{
-	u64 hva = page_hva(s->r, s->page);
-	int err = region_adopt(s->a, s->r, s->page, s->nr);
 	u32 tries = 0;
+	int err = region_adopt(s->a, s->r, s->page, s->nr);
 
 	if (err < 0) {
 		set_status(s, 0, s->nr, err);
 		return;
 	}
 	for (u32 i = 0; i < s->nr;) {
-		u64 moved;
+		u64 hva = page_hva(s->r, s->page + i), moved;
 
-		err = take_out(s, i, s->nr - i, &moved);
+		err = uffd_move(s->a->uffd, staged(s, i), hva, (s->nr - i) * PAGE_BYTES, &moved);
 		/* One call takes pages of one mapping only, and there may be a seam in the step. */
 		if (err == -EINVAL && !moved && s->nr - i > 1)
-			err = take_out(s, i, 1, &moved);
+			err = uffd_move(s->a->uffd, staged(s, i), hva, PAGE_BYTES, &moved);
 		if (moved) {
-			settle_moved(s, i, (u32)(moved >> PAGE_SHIFT));
+			set_status(s, i, (u32)(moved >> PAGE_SHIFT), TAKEN);
+			s->taken += (u32)(moved >> PAGE_SHIFT);
 			i += (u32)(moved >> PAGE_SHIFT);
 			tries = 0;
 		} else if (err == -EAGAIN && ++tries < MOVE_TRIES) {
@@ -177,11 +180,56 @@ static void merge_anonymous(struct step *s)
 			tries = 0;
 		}
 	}
-	uffd_wake(s->a->uffd, hva, s->nr * PAGE_BYTES);
+}
+
+/* What became of the pages that take_out() took: in their place again, one way or the other. */
+static void settle(struct step *s, bool unpinned_dma)
+{
+	for (u32 i = 0, n; i < s->nr; i += n) {
+		n = 1;
+		if (s->status[i] != TAKEN)
+			continue;
+		while (i + n < s->nr && s->status[i + n] == TAKEN)
+			n++;
+		if (unpinned_dma) {
+			move_back(s, i, n);
+			set_status(s, i, n, -EBUSY);
+		} else {
+			settle_moved(s, i, n);
+		}
+	}
+}
+
+static void merge_anonymous(struct bh_agent *a, struct batch *b)
+{
+	u64 start = UINT64_MAX, end = 0;
+	bool unpinned_dma;
+
+	for (u32 i = 0; i < b->nr; i++) {
+		struct step *s = &b->steps[i];
+
+		if (!s->r || !s->anonymous)
+			continue;
+		take_out(s);
+		if (s->taken) {
+			start = MIN(start, s->hva);
+			end = MAX(end, s->hva + s->nr * PAGE_BYTES);
+		}
+	}
+	if (!end)
+		return;
+	/* UFFDIO_MOVE refuses pages that are pinned, but some users of direct I/O only hold a
+	 * reference (dma.c). Asked now: what starts later finds the hole, and waits. */
+	unpinned_dma = dma_unpinned_possible(a);
+	for (u32 i = 0; i < b->nr; i++)
+		if (b->steps[i].taken)
+			settle(&b->steps[i], unpinned_dma);
+	/* Whoever waits for a page in between looks again, and waits on if it must. */
+	uffd_wake(a->uffd, start, end - start);
 	/* Frees the copies of what was replaced; what was moved back is not there any more. After
 	 * an mlockall() of the VMM only the second way works. */
-	if (kernel_madvise(s->a->staging, s->nr * PAGE_BYTES, MADV_DONTNEED) < 0)
-		kernel_madvise(s->a->staging, s->nr * PAGE_BYTES, MADV_DONTNEED_LOCKED);
+	if (kernel_madvise(a->staging, b->pages * PAGE_BYTES, MADV_DONTNEED) < 0)
+		kernel_madvise(a->staging, b->pages * PAGE_BYTES, MADV_DONTNEED_LOCKED);
 }
 
 static int replace_in_place(struct step *s, u32 i, u32 nr)
@@ -275,15 +323,15 @@ static bool store_has(struct bh_agent *a, u64 bytes)
 }
 
 /* The store's pages, to compare with; not by a mapping, which would count as memory of this VMM. */
-static int read_reference(struct bh_agent *a, u64 offset, u64 bytes)
+static int read_reference(struct bh_agent *a, u32 slot, u64 offset, u64 bytes)
 {
 	u64 done = 0;
 
 	if (offset + bytes < offset || !store_has(a, offset + bytes))
 		return -ERANGE;
 	while (done < bytes) {
-		ssize_t n = pread(a->store_fd, a->reference + done, bytes - done,
-				  (off_t)(offset + done));
+		ssize_t n = pread(a->store_fd, a->reference + slot * PAGE_BYTES + done,
+				  bytes - done, (off_t)(offset + done));
 
 		if (n < 0 && errno == EINTR)
 			continue;
@@ -294,47 +342,110 @@ static int read_reference(struct bh_agent *a, u64 offset, u64 bytes)
 	return 0;
 }
 
-void merge_run(struct bh_agent *a, const struct wire_run *run, s32 *status)
+/* Before @lock is taken. Steps whose store pages follow each other, as they mostly do, are one
+ * read. */
+static void read_references(struct bh_agent *a, struct batch *b)
 {
-	for (u32 done = 0, n; done < run->nr_pages; done += n) {
-		struct step s = {
-			.a = a,
-			.kind = run->kind,
-			.store_offset = run->store_offset + done * PAGE_BYTES,
-			.status = status + done,
-		};
-		u64 hva = run->hva + done * PAGE_BYTES;
+	for (u32 i = 0, n; i < b->nr; i += n) {
+		struct step *s = &b->steps[i];
+		u32 pages = s->nr;
 		int err = 0;
 
-		n = MIN(run->nr_pages - done, BH_STEP_PAGES);
-		if (run->kind == WIRE_RUN_STORE)
-			err = read_reference(a, s.store_offset, n * PAGE_BYTES);
-		lock_step(a);
-		s.r = region_find(a, hva, n * PAGE_BYTES);
-		if (!s.r || discard_is_due(a, hva, n * PAGE_BYTES))
-			err = -ENOENT;
-		else
-			s.page = (hva - s.r->hva) >> PAGE_SHIFT;
-		if (err < 0) {
-			s.nr = n;
-			set_status(&s, 0, n, err);
-		} else {
-			/* A step is one kind of memory; the rest of it is the next step. */
-			n = (u32)same_kind(s.r, s.page, s.page + n);
-			s.nr = n;
-			switch (page_kind(s.r, s.page)) {
-			case PAGE_ANONYMOUS:
-				merge_anonymous(&s);
-				break;
-			case PAGE_MAPPED:
-				merge_in_mapping(&s);
-				break;
-			case PAGE_FOREIGN:
-				set_status(&s, 0, n, -ENOENT);
+		n = 1;
+		if (s->kind != WIRE_RUN_STORE)
+			continue;
+		while (i + n < b->nr && s[n].kind == WIRE_RUN_STORE &&
+		       s[n].store_offset == s->store_offset + pages * PAGE_BYTES)
+			pages += s[n++].nr;
+		err = read_reference(a, s->slot, s->store_offset, pages * PAGE_BYTES);
+		for (u32 k = 0; err < 0 && k < n; k++)
+			set_status(&s[k], 0, s[k].nr, err);
+	}
+}
+
+/*
+ * Finds what the step's pages are. A step is one kind of memory: it ends where the kind changes, and
+ * the rest becomes a step of its own.
+ */
+static void resolve(struct bh_agent *a, struct batch *b, struct step *s)
+{
+	struct bh_region *r = region_find(a, s->hva, s->nr * PAGE_BYTES);
+	u32 nr;
+
+	if (s->status[0] < 0)
+		return; /* its reference could not be read */
+	if (!r || discard_is_due(a, s->hva, s->nr * PAGE_BYTES)) {
+		set_status(s, 0, s->nr, -ENOENT);
+		return;
+	}
+	s->page = (s->hva - r->hva) >> PAGE_SHIFT;
+	nr = (u32)same_kind(r, s->page, s->page + s->nr);
+	if (nr < s->nr) {
+		/* There is room: no step is empty, and all have BH_STEP_PAGES pages at most. */
+		struct step *rest = &b->steps[b->nr++];
+
+		*rest = *s;
+		rest->hva += nr * PAGE_BYTES;
+		rest->nr -= nr;
+		rest->slot += nr;
+		rest->store_offset += nr * PAGE_BYTES;
+		rest->status += nr;
+		s->nr = nr;
+	}
+	if (page_kind(r, s->page) == PAGE_FOREIGN) {
+		set_status(s, 0, nr, -ENOENT);
+		return;
+	}
+	s->anonymous = page_kind(r, s->page) == PAGE_ANONYMOUS;
+	s->r = r;
+}
+
+static void merge_batch(struct bh_agent *a, struct batch *b)
+{
+	for (u32 i = 0; i < b->nr; i++)
+		set_status(&b->steps[i], 0, b->steps[i].nr, 0);
+	read_references(a, b);
+	lock_step(a);
+	for (u32 i = 0; i < b->nr; i++)
+		resolve(a, b, &b->steps[i]);
+	for (u32 i = 0; i < b->nr; i++)
+		if (b->steps[i].r && !b->steps[i].anonymous)
+			merge_in_mapping(&b->steps[i]);
+	merge_anonymous(a, b);
+	pthread_mutex_unlock(&a->lock);
+	for (u32 i = 0; i < b->nr; i++)
+		count(a, &b->steps[i]);
+}
+
+void merge_runs(struct bh_agent *a, const struct wire_run *runs, u32 nr_runs, s32 *status)
+{
+	u32 run = 0, done = 0; /* the run that is next, and how much of it is done */
+
+	while (run < nr_runs && !a->stop) {
+		struct batch b = { 0 };
+
+		while (run < nr_runs && b.nr < BH_STEP_RUNS && b.pages < BH_STEP_PAGES) {
+			const struct wire_run *w = &runs[run];
+			struct step *s = &b.steps[b.nr++];
+
+			*s = (struct step){
+				.a = a,
+				.hva = w->hva + done * PAGE_BYTES,
+				.nr = MIN(w->nr_pages - done, BH_STEP_PAGES - b.pages),
+				.slot = b.pages,
+				.kind = w->kind,
+				.store_offset = w->store_offset + done * PAGE_BYTES,
+				.status = status,
+			};
+			status += s->nr;
+			b.pages += s->nr;
+			done += s->nr;
+			if (done == w->nr_pages) {
+				run++;
+				done = 0;
 			}
 		}
-		pthread_mutex_unlock(&a->lock);
-		count(a, &s);
+		merge_batch(a, &b);
 	}
 }
 

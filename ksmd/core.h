@@ -3,17 +3,19 @@
  * Inside of the engine. How the files divide it:
  *
  *   engine.c   domains, VMs, regions; slices of work
- *   scan.c     one window of a VM: scan, hash, look up
+ *   scan.c     one window of a VM: what was written, what broke
+ *   match.c    hashing what stayed still, and looking it up
+ *   huge.c     what splitting a huge page would save, and whether to
  *   promote.c  from matches to store pages and requests
  *   jobs.c     what of it looks into VMMs, on reader threads
  *   ops.c      requests to agents and their answers
  *   pages.c    the states of pages and all accounting that hangs on them
  *   resync.c   reading the state of mappings from the kernel
  *
- * and below: index.h, store.h, planner.h, gpn.h, target.h, reader.h.
+ * and below: index.h, store.h, planner.h, pace.h, gpn.h, target.h, reader.h.
  *
  * Metadata: 5 bytes a guest page (link, state), 9.4 to 10.2 bytes for each page in the index, 16
- * bytes a store page.
+ * bytes a store page, 8 bytes for 2 MiB (huge.c) and 10 for a window (pace.h).
  */
 #ifndef BALLAST_KSMD_CORE_H
 #define BALLAST_KSMD_CORE_H
@@ -22,6 +24,7 @@
 #include "ksmd/engine.h"
 #include "ksmd/gpn.h"
 #include "ksmd/index.h"
+#include "ksmd/pace.h"
 #include "ksmd/planner.h"
 #include "ksmd/reader.h"
 #include "ksmd/store.h"
@@ -42,7 +45,8 @@ enum page_state {
 	PG_CANDIDATE, /* in the index; link: tag */
 	PG_PENDING,   /* part of a request to the agent */
 	PG_HELD,      /* could not be merged (pinned, no mappings left): tried again much later */
-	PG_ZERO,      /* maps the kernel's zero page */
+	PG_ZERO,      /* we made it map the kernel's zero page */
+	PG_ZERO_FOUND, /* it did so anyway: nothing of it is our saving */
 	PG_SHARED,    /* maps the store; link: spn */
 	/* In a mapping of the store, but written since. The spn is in domain->broken. */
 	PG_BROKEN,
@@ -59,14 +63,32 @@ struct ksm_domain {
 	struct store *store;
 };
 
+/* A 2 MiB chunk of a region, where it is mapped by a huge page (huge.c). */
+enum huge_state {
+	HUGE_NO = 0, /* small pages, or not known to be anything else */
+	HUGE_KEPT,   /* a huge page: not watched for writes, nothing of it is merged */
+	HUGE_SPLIT,  /* was one, and splitting pays: its pages are like all others */
+};
+
+struct huge_chunk {
+	u8 state;
+	u8 backoff; /* surveys in a row that found too little */
+	u16 skip;   /* looks until the next survey */
+	u16 saving; /* pages that splitting would save, as far as the last survey knows */
+	u16 wanted; /* pages elsewhere that have the content of one here, seen since */
+};
+
 struct ksm_region {
 	struct ksm_vm *vm;
 	u64 hva, bytes;
 	u32 nr_pages, gpn;
 	u32 *link;
 	u8 *state;
+	struct pace_window *windows;	/* one for WINDOW_PAGES */
+	struct huge_chunk *chunks;	/* one for CHUNK_PAGES */
 	u32 nr_fresh, nr_held, nr_broken,
 		nr_mapped; /* pages in these states; mapped: SHARED and BROKEN* */
+	u32 nr_kept;	   /* chunks */
 	bool read;	   /* the kernel was asked which of its pages map the store */
 	bool first_pass;   /* no scan has been through yet: its pages are all unknown */
 	bool gone; /* the VMM took it back; kept until the kernel says that nothing of it maps the
@@ -83,6 +105,7 @@ struct ksm_vm {
 	struct engine *engine;
 	struct ksm_domain *domain;
 	struct ksm_vm *next;
+	u32 id;	    /* of this engine's VMs, in the order in which they came */
 	void *conn; /* NULL: not connected */
 	struct target *target;
 	enum ksm_mode mode;
@@ -96,8 +119,11 @@ struct ksm_vm {
 
 	/* The pass: where the scan is, when the next one may start. */
 	u32 cursor_region, cursor_page;
-	u64 pass_started_us, pass_due_us;
-	bool in_pass;
+	u64 pass_started_us, pass_due_us, interval_us;
+	bool in_pass, rouse;
+	struct pace_pass pass;
+	struct pace_look look; /* of the window that the cursor is in */
+	u64 cpu_us;	       /* used for it, for fairness among VMs */
 
 	/* Requests. */
 	struct ksm_op_run *queue; /* waiting */
@@ -106,6 +132,7 @@ struct ksm_vm {
 	u32 op_nr;
 	u32 seq;
 	bool op_busy, unmerge_due;
+	u64 pump_due_us;      /* the agent did not take a request: not before then */
 	u64 no_maps_until_us; /* the VMM ran out of mappings */
 
 	struct ksm_vm_stats stats;
@@ -120,8 +147,9 @@ struct engine {
 	struct ksm_domain *domains[DOMAINS_MAX];
 	u32 nr_domains;
 	struct ksm_vm *vms;
-	struct ksm_vm *turn; /* whose turn it is; NULL: the first */
+	u32 next_vm_id;
 	struct scan_buffers *scan;
+	struct match_buffers *match;
 	struct merge_buffers *merge;
 	u64 trim_due_us;
 	struct late_pages *late;
@@ -135,6 +163,20 @@ static inline u32 hash_tag(u64 hash)
 static inline struct ksm_region *gpn_region(const struct engine *e, u32 gpn)
 {
 	return gpn_owner(&e->gpns, gpn);
+}
+
+static inline struct pace_window *page_window(const struct ksm_region *r, u32 page)
+{
+	return &r->windows[page / WINDOW_PAGES];
+}
+
+static inline struct pace_limits engine_pace(const struct engine *e)
+{
+	return (struct pace_limits){
+		.interval_us = e->cfg.interval_us,
+		.idle_interval_us = e->cfg.idle_interval_us,
+		.pressure = e->cfg.pressure,
+	};
 }
 
 static inline u64 page_hva(const struct ksm_region *r, u32 page)
@@ -174,6 +216,40 @@ bool scan_window(struct ksm_vm *vm);
 /* Which of [page, page + nr) are broken (present, but not the store's), as ranges of HVAs. */
 int scan_broken(struct ksm_region *r, u32 page, u32 nr,
 		void (*fn)(struct ksm_region *r, u32 page, u32 nr));
+
+/* match.c */
+struct match_buffers;
+struct match_buffers *match_buffers_new(void);
+void match_buffers_free(struct match_buffers *b);
+/*
+ * Hashes the pages of [page, page + nr) that @wants says, looks them up, and has merged what was
+ * seen before. *ret_news: a broken page was found to hold something new.
+ */
+void match_pages(struct ksm_region *r, u32 page, u32 nr,
+		 bool (*wants)(const struct ksm_region *r, u32 page, void *arg), void *arg,
+		 bool *ret_news);
+/* Only hashes: calls @fn for each page that could be read. */
+void match_hash(struct ksm_region *r, u32 page, u32 nr,
+		void (*fn)(struct ksm_region *r, u32 page, u64 hash, bool zero, void *arg),
+		void *arg);
+/* A page of other VMs, or a store page, whose content has that hash? INDEX_NONE: none. Candidates
+ * in huge pages count only with @huge. */
+u32 match_find(struct ksm_region *r, u32 page, u64 hash, bool huge);
+
+/* huge.c */
+struct scan_part;
+bool huge_kept(const struct ksm_region *r, u32 page);
+/* What PAGEMAP_SCAN says of huge mappings in [page, page + nr). */
+void huge_note(struct ksm_region *r, u32 page, u32 nr, const struct scan_part *found);
+/* Surveys those of [page, page + nr) whose turn it is. */
+void huge_survey(struct ksm_region *r, u32 page, u32 nr);
+/* Content was seen that a page in a kept huge page has, too. */
+void huge_wanted(struct ksm_region *r, u32 page);
+/* All of the region's huge pages are surveyed at the next look. */
+void huge_rouse(struct ksm_region *r);
+u32 huge_chunks_of(u64 hva, u32 nr_pages); /* elements of ksm_region.chunks */
+/* The decision: @pages that sharing would save in a huge page. Pure. */
+bool huge_worth_splitting(u32 pages, u64 min_saving_bytes, bool pressure);
 
 /* ops.c */
 int ops_queue(struct ksm_vm *vm, const struct ksm_op_run *run);

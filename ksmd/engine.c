@@ -31,8 +31,9 @@ int engine_new(const struct engine_config *cfg, const struct engine_ops *ops, st
 	r = page_hash_init();
 	if (r == 0)
 		r = scan_buffers_new(&e->scan);
+	e->match = match_buffers_new();
 	e->merge = merge_buffers_new();
-	if (r == 0 && !e->merge)
+	if (r == 0 && (!e->match || !e->merge))
 		r = -ENOMEM;
 	if (r == 0)
 		r = reader_pool_new(cfg->threads, &e->readers);
@@ -73,6 +74,7 @@ void engine_free(struct engine *e)
 	}
 	reader_pool_free(e->readers);
 	scan_buffers_free(e->scan);
+	match_buffers_free(e->match);
 	free(e->merge);
 	gpn_space_free(&e->gpns);
 	free(e);
@@ -80,7 +82,14 @@ void engine_free(struct engine *e)
 
 void engine_configure(struct engine *e, const struct engine_config *cfg)
 {
+	bool pressed = cfg->pressure && !e->cfg.pressure;
+
 	e->cfg.interval_us = cfg->interval_us;
+	e->cfg.idle_interval_us = cfg->idle_interval_us;
+	e->cfg.thp_split_min_saving = cfg->thp_split_min_saving;
+	e->cfg.pressure = cfg->pressure;
+	for (struct ksm_vm *vm = e->vms; pressed && vm; vm = vm->next)
+		vm->rouse = true;
 	e->cfg.enabled = cfg->enabled;
 	e->cfg.request_pages = cfg->request_pages;
 	e->cfg.maps_limit = cfg->maps_limit;
@@ -193,7 +202,39 @@ u64 engine_given_up(const struct engine *e)
 	return reader_pool_given_up(e->readers);
 }
 
+/* What was seen of its pages is old. */
+static void region_rouse(struct ksm_region *r)
+{
+	for (u32 w = 0; w < DIV_ROUND_UP(r->nr_pages, WINDOW_PAGES); w++)
+		pace_window_rouse(&r->windows[w]);
+	huge_rouse(r);
+}
+
+/* All present pages are new. */
+static void region_look_anew(struct ksm_region *r)
+{
+	r->first_pass = true;
+	region_rouse(r);
+}
+
 /* --- VMs -------------------------------------------------------------------------------------- */
+
+static u64 first_interval(const struct engine *e)
+{
+	struct pace_limits l = engine_pace(e);
+
+	return pace_first_interval(&l);
+}
+
+/* Where a VM that comes, or comes back, stands in line: with the others, not before them. */
+static u64 least_cpu(const struct engine *e)
+{
+	u64 least = e->vms ? UINT64_MAX : 0;
+
+	for (const struct ksm_vm *vm = e->vms; vm; vm = vm->next)
+		least = MIN(least, vm->cpu_us);
+	return least;
+}
 
 int engine_vm_add(struct engine *e, pid_t pid, struct ksm_domain *d, enum ksm_mode mode,
 		  struct ksm_vm **ret)
@@ -211,6 +252,9 @@ int engine_vm_add(struct engine *e, pid_t pid, struct ksm_domain *d, enum ksm_mo
 	vm->engine = e;
 	vm->domain = d;
 	vm->mode = mode;
+	vm->id = e->next_vm_id++;
+	vm->interval_us = first_interval(e);
+	vm->cpu_us = least_cpu(e);
 	vm->next = e->vms;
 	e->vms = vm;
 	*ret = vm;
@@ -275,7 +319,8 @@ void engine_vm_set_mode(struct ksm_vm *vm, enum ksm_mode mode)
 	 * dropped. */
 	ops_cancel_queue(vm);
 	for (u32 i = 0; i < vm->nr_regions; i++)
-		vm->regions[i]->first_pass = true;
+		region_look_anew(vm->regions[i]);
+	vm->interval_us = first_interval(vm->engine);
 	vm->mode = mode;
 }
 
@@ -294,11 +339,19 @@ int engine_unmerge(struct ksm_vm *vm, u64 *ret_pages)
 void engine_share(struct ksm_vm *vm)
 {
 	vm->unmerged = vm->unmerge_due = false;
+	vm->rouse = true;
 }
 
 bool vm_may_share(const struct ksm_vm *vm)
 {
 	return vm->conn && vm->mode == KSM_ON && !vm->unmerged && !vm->dying && !vm->blocked;
+}
+
+static u64 region_bytes(const struct ksm_region *r)
+{
+	return sizeof(*r) + r->nr_pages * (sizeof(r->link[0]) + sizeof(r->state[0])) +
+	       DIV_ROUND_UP(r->nr_pages, WINDOW_PAGES) * sizeof(r->windows[0]) +
+	       huge_chunks_of(r->hva, r->nr_pages) * sizeof(r->chunks[0]);
 }
 
 void engine_vm_stats(const struct ksm_vm *vm, struct ksm_vm_stats *ret)
@@ -309,8 +362,7 @@ void engine_vm_stats(const struct ksm_vm *vm, struct ksm_vm_stats *ret)
 	ret->blocked = vm->blocked;
 	for (u32 i = 0; i < vm->nr_regions; i++) {
 		ret->configured_pages += vm->regions[i]->nr_pages;
-		ret->meta_bytes += vm->regions[i]->nr_pages * (sizeof(u32) + sizeof(u8)) +
-				   sizeof(struct ksm_region);
+		ret->meta_bytes += region_bytes(vm->regions[i]);
 	}
 	ret->meta_bytes += sizeof(*vm) + vm->queue_cap * sizeof(vm->queue[0]);
 }
@@ -325,6 +377,8 @@ void region_free(struct ksm_region *r)
 		gpn_release(&r->vm->engine->gpns, r->gpn, r->nr_pages);
 	free(r->link);
 	free(r->state);
+	free(r->windows);
+	free(r->chunks);
 	free(r);
 }
 
@@ -342,7 +396,9 @@ static int region_new(struct ksm_vm *vm, u64 hva, u64 bytes, struct ksm_region *
 	r->nr_pages = (u32)(bytes >> PAGE_SHIFT);
 	r->link = calloc(r->nr_pages, sizeof(r->link[0]));
 	r->state = calloc(r->nr_pages, sizeof(r->state[0]));
-	if (r->link && r->state)
+	r->windows = calloc(DIV_ROUND_UP(r->nr_pages, WINDOW_PAGES), sizeof(r->windows[0]));
+	r->chunks = calloc(huge_chunks_of(hva, r->nr_pages), sizeof(r->chunks[0]));
+	if (r->link && r->state && r->windows && r->chunks)
 		r->gpn = gpn_alloc(&vm->engine->gpns, r->nr_pages, r);
 	if (r->gpn == GPN_NONE) {
 		region_free(r);
@@ -401,7 +457,7 @@ int engine_region_add(struct ksm_vm *vm, u64 hva, u64 bytes)
 	if (r && r->hva == hva && r->bytes == bytes) {
 		/* Known from before the agent lost its connection, or given up and taken again. */
 		r->gone = false;
-		r->first_pass = true;
+		region_look_anew(r);
 		read_regions(vm);
 		return 0;
 	}
@@ -491,16 +547,21 @@ static void unlink_vm(struct engine *e, struct ksm_vm *vm)
 	while (*p != vm)
 		p = &(*p)->next;
 	*p = vm->next;
-	if (e->turn == vm)
-		e->turn = vm->next;
 	vm_free(vm);
 }
 
 static void end_pass(struct ksm_vm *vm, u64 now)
 {
+	struct pace_limits limits = engine_pace(vm->engine);
+
 	vm->in_pass = false;
 	vm->cursor_region = vm->cursor_page = 0;
-	vm->pass_due_us = MAX(now, vm->pass_started_us + vm->engine->cfg.interval_us);
+	vm->interval_us = pace_next_interval(&limits, vm->interval_us, &vm->pass);
+	vm->pass = (struct pace_pass){ 0 };
+	vm->pass_due_us = MAX(now, vm->pass_started_us + vm->interval_us);
+	for (u32 i = 0; i < vm->nr_regions && vm->rouse; i++)
+		region_rouse(vm->regions[i]);
+	vm->rouse = false;
 	vm->stats.passes_total++;
 	/* One request did not hold all ranges, or some page was merged meanwhile. */
 	if (vm->unmerged && vm->stats.shared_pages)
@@ -512,72 +573,86 @@ static void end_pass(struct ksm_vm *vm, u64 now)
 	reap_regions(vm);
 }
 
-/* One step for one VM. False: it has nothing to do before *ret_due. */
-static bool vm_step(struct ksm_vm *vm, u64 now, u64 *ret_due)
+/* When there is something to do for the VM; at @now or before: now. */
+static u64 vm_due(struct ksm_vm *vm, u64 now)
 {
+	if (vm->dying)
+		return now;
 	/* A hung reader holds the target until it is back. */
 	if (vm->blocked && vm->target->refs == 1 && vm->nr_hangs < HANGS_MAX) {
 		vm->blocked = false;
 		vm->engine->ops->blocked(vm->conn, false);
 	}
-	if (vm->blocked) {
-		*ret_due = now + 1000000;
-		return false;
-	}
-	if (now < vm->slow_until_us) {
-		*ret_due = vm->slow_until_us;
-		return false;
-	}
-	ops_pump(vm);
+	if (vm->blocked)
+		return now + 1000000;
+	if (now < vm->slow_until_us)
+		return vm->slow_until_us;
+	/* The answer to a request wakes the engine up. */
+	if (vm->conn && !vm->op_busy && (vm->unmerge_due || vm->op_nr || vm->queue_nr))
+		return MAX(now, vm->pump_due_us);
 	/* Let the agent catch up before finding it more to do. */
-	if (vm->queue_nr > ENGINE_RUNS_MAX) {
-		*ret_due = now + 10000;
-		return false;
-	}
+	if (vm->queue_nr > ENGINE_RUNS_MAX)
+		return now + 10000;
+	if (vm->in_pass)
+		return now;
+	return vm->nr_regions ? vm->pass_due_us : UINT64_MAX;
+}
+
+/* One step for one VM that is due. */
+static void vm_step(struct ksm_vm *vm, u64 now)
+{
+	ops_pump(vm);
+	if (vm->queue_nr > ENGINE_RUNS_MAX)
+		return;
 	if (!vm->in_pass) {
-		if (now < vm->pass_due_us || !vm->nr_regions) {
-			*ret_due = vm->nr_regions ? vm->pass_due_us : UINT64_MAX;
-			return false;
-		}
+		if (now < vm->pass_due_us || !vm->nr_regions)
+			return;
 		vm->in_pass = true;
 		vm->pass_started_us = now;
 	}
 	if (!scan_window(vm))
 		end_pass(vm, now);
 	ops_pump(vm);
-	return true;
+}
+
+/* The VM that has used least among those that have something to do; NULL: none has before *ret_due. */
+static struct ksm_vm *next_vm(struct engine *e, u64 now, u64 *ret_due)
+{
+	struct ksm_vm *best = NULL;
+
+	*ret_due = UINT64_MAX;
+	for (struct ksm_vm *vm = e->vms; vm; vm = vm->next) {
+		u64 due = vm_due(vm, now);
+
+		if (due > now)
+			*ret_due = MIN(*ret_due, due);
+		else if (!best || vm->cpu_us < best->cpu_us)
+			best = vm;
+	}
+	return best;
 }
 
 u64 engine_run(struct engine *e, u64 cpu_us)
 {
-	u64 end = process_cpu_us() + cpu_us, due = UINT64_MAX, now = now_us();
+	u64 cpu = process_cpu_us(), end = cpu + cpu_us, due = 0, now = now_us();
 	u64 wall_end = now + SLICE_WALL_US;
-	u32 idle = 0, nr = 0;
+	struct ksm_vm *vm = NULL;
 
 	collect_late(e);
-	for (struct ksm_vm *vm = e->vms; vm; vm = vm->next)
-		nr++;
-	/* Round robin, one window each, so that a large VM does not keep the others waiting; until
-	 * nobody has work. */
-	while (nr && idle < nr && process_cpu_us() < end && now < wall_end) {
-		struct ksm_vm *vm = e->turn ? e->turn : e->vms;
-		u64 vm_due = UINT64_MAX;
+	/* One window at a time, so that no VM keeps the others waiting. */
+	while (cpu < end && now < wall_end && (vm = next_vm(e, now, &due))) {
+		/* A hung reader may still use a dead VM's target, but that has its own life. */
+		bool gone = vm->dying && exit_step(vm);
+		u64 before = cpu;
 
-		e->turn = vm->next;
-		if (vm->dying) {
-			idle = 0;
-			/* A hung reader may still use the target, but that has its own life. */
-			if (exit_step(vm)) {
-				unlink_vm(e, vm);
-				nr--;
-			}
-		} else if (vm_step(vm, now, &vm_due)) {
-			idle = 0;
-		} else {
-			idle++;
-			due = MIN(due, vm_due);
-		}
+		if (!vm->dying)
+			vm_step(vm, now);
+		cpu = process_cpu_us();
 		now = now_us();
+		if (gone)
+			unlink_vm(e, vm);
+		else
+			vm->cpu_us += MAX(cpu - before, (u64)1);
 	}
 	for (u32 i = 0; i < e->nr_domains; i++)
 		store_flush(e->domains[i]->store);
@@ -586,5 +661,6 @@ u64 engine_run(struct engine *e, u64 cpu_us)
 			store_trim(e->domains[i]->store);
 		e->trim_due_us = now + TRIM_US;
 	}
-	return idle < nr ? now : due;
+	/* With @vm the slice ended before the work did. */
+	return vm ? now : due;
 }

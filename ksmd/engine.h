@@ -8,6 +8,7 @@
  *
  *   1. PAGEMAP_SCAN: which pages were written since the last pass (and re-arm them); which
  *      merged pages broke.
+ *      Huge pages are left whole and unwatched, but surveyed (huge.c).
  *   2. Pages that were written before the last pass and not since are read and hashed.
  *   3. Zero pages are to become zero-page mappings. The others are looked up in their domain's
  *      index: in the store already, seen once in another page, or new.
@@ -80,7 +81,10 @@ struct engine_ops {
 };
 
 struct engine_config {
-	u64 interval_us; /* between the starts of two passes over a VM */
+	u64 interval_us;      /* between the starts of two passes over a VM, at most (pace.h) */
+	u64 idle_interval_us; /* between two looks at memory that nobody writes */
+	u64 thp_split_min_saving; /* bytes that splitting a huge page must save (huge.c) */
+	bool pressure;	      /* the host is short of memory: look everywhere, split whatever saves */
 	u64 store_max_bytes;
 	u32 threads;
 	u32 request_pages; /* in one request to an agent, at most ENGINE_PAGES_MAX */
@@ -139,6 +143,9 @@ struct ksm_vm_stats {
 		meta_bytes;
 	u64 scanned_total, hashed_total, merged_total, zeroed_total, broken_total, discarded_total,
 		unmerged_total, failed_total, pinned_total, passes_total;
+	/* Chunks of 2 MiB that are huge pages and kept so; pages that splitting those would save, as
+	 * far as is known; chunks that were split to share. */
+	u64 huge_chunks, huge_saving_pages, huge_split_total;
 	bool unmerged, blocked;
 };
 void engine_vm_stats(const struct ksm_vm *vm, struct ksm_vm_stats *ret);

@@ -6,9 +6,24 @@
 static void scan_job_run(struct reader_job *job)
 {
 	struct scan_job *j = container_of(job, struct scan_job, job);
+	u64 end = j->end;
 
-	j->nr = pagemap_scan(j->target->pagemap_fd, j->start, j->end, j->query, j->ranges,
-			     SCAN_RANGES, &j->walk_end);
+	j->err = 0;
+	j->walk_end = j->start;
+	for (u32 i = 0; i < SCAN_PARTS && end > j->start; i++) {
+		struct scan_part *p = &j->parts[i];
+
+		p->nr = 0;
+		if (!p->query)
+			continue;
+		p->nr = pagemap_scan(j->target->pagemap_fd, j->start, end, p->query, p->ranges,
+				     SCAN_RANGES, &j->walk_end);
+		if (p->nr < 0) {
+			j->err = p->nr;
+			return;
+		}
+		end = j->walk_end;
+	}
 }
 
 static void free_scan_job(struct reader_job *job)
@@ -19,25 +34,23 @@ static void free_scan_job(struct reader_job *job)
 	free(j);
 }
 
-struct scan_job *scan_job_new(struct target *t, const struct pagemap_query *query, u64 start,
-			      u64 end)
+struct scan_job *scan_job_new(void)
 {
-	struct scan_job *j = calloc(1, sizeof(*j));
+	struct scan_job *j = malloc(sizeof(*j));
 
-	if (j)
-		*j = (struct scan_job){
-			.job = { .run = scan_job_run, .free = free_scan_job },
-			.target = target_get(t),
-			.query = query,
-			.start = start,
-			.end = end,
-		};
+	if (!j)
+		return NULL;
+	j->job = (struct reader_job){ .run = scan_job_run, .free = free_scan_job };
+	j->target = NULL;
+	for (u32 i = 0; i < SCAN_PARTS; i++)
+		j->parts[i].query = NULL;
 	return j;
 }
 
 void scan_job_free(struct scan_job *j)
 {
-	free_scan_job(&j->job);
+	if (j)
+		free_scan_job(&j->job);
 }
 
 static void hash_batch(struct hash_job *j, u32 first, u32 nr)

@@ -20,14 +20,23 @@
 /* Pages read at once before they are hashed or compared: they are still in the cache then. */
 #define READ_BATCH_PAGES 64
 
+/* What one question about a range of memory found. */
+struct scan_part {
+	const struct pagemap_query *query; /* NULL: not asked */
+	int nr;				   /* ranges */
+	struct page_region ranges[SCAN_RANGES];
+};
+
+/* Asks up to SCAN_PARTS questions about [start, end), in their order, each as far as the one before
+ * got. */
+#define SCAN_PARTS 3
 struct scan_job {
 	struct reader_job job;
 	struct target *target;
-	const struct pagemap_query *query;
 	u64 start, end;
-	u64 walk_end; /* how far it got */
-	int nr;	      /* ranges, or -errno */
-	struct page_region ranges[SCAN_RANGES];
+	u64 walk_end; /* how far the last question got */
+	int err;
+	struct scan_part parts[SCAN_PARTS];
 };
 
 struct hash_job {
@@ -64,11 +73,9 @@ struct promote_job {
 	struct late_pages *late; /* told when the job ends after it was given up */
 };
 
-/* PAGEMAP_SCAN of [start, end). */
-struct scan_job *scan_job_new(struct target *t, const struct pagemap_query *query, u64 start,
-			      u64 end);
+/* Empty, and without a target: jobs are kept and filled anew. */
+struct scan_job *scan_job_new(void);
 void scan_job_free(struct scan_job *j);
-/* Empty, and without a target: jobs for hashing are kept and filled anew. */
 struct hash_job *hash_job_new(void);
 void hash_job_free(struct hash_job *j);
 /* For @nr pages; the caller fills targets, addresses and spn. */

@@ -14,6 +14,8 @@
 
 /* Enough for the scan to stay ahead of the agent; more would only go stale. */
 #define QUEUE_MAX 16384
+/* After an agent did not take a request. */
+#define SEND_RETRY_US 10000
 /* After the VMM ran out of mappings (or memory for them). */
 #define NO_MAPS_PAUSE_US 60000000
 
@@ -68,6 +70,11 @@ static void fill_op(struct ksm_vm *vm)
 	memmove(vm->queue, vm->queue + taken, vm->queue_nr * sizeof(vm->queue[0]));
 }
 
+static void try_later(struct ksm_vm *vm)
+{
+	vm->pump_due_us = now_us() + SEND_RETRY_US;
+}
+
 static void pump_unmerge(struct ksm_vm *vm)
 {
 	struct ksm_range ranges[ENGINE_RUNS_MAX];
@@ -95,7 +102,8 @@ static void pump_unmerge(struct ksm_vm *vm)
 	if (vm->engine->ops->unmerge(vm->conn, ++vm->seq, ranges, nr) == 0)
 		vm->op_busy = true;
 	else
-		vm->unmerge_due = true;
+		try_later(vm);
+	vm->unmerge_due = !vm->op_busy;
 }
 
 void ops_pump(struct ksm_vm *vm)
@@ -127,6 +135,8 @@ void ops_pump(struct ksm_vm *vm)
 	if (vm->engine->ops->merge(vm->conn, vm->seq + 1, runs, vm->op_nr) == 0) {
 		vm->seq++;
 		vm->op_busy = true;
+	} else {
+		try_later(vm);
 	}
 }
 

@@ -62,13 +62,15 @@ void domain_unref(struct ksm_domain *d, u32 spn)
 		index_del(d->index, tag, INDEX_STORE_FLAG | spn);
 }
 
-static void count_state(struct ksm_region *r, u8 state, int by)
+static void count_state(struct ksm_region *r, u32 page, u8 state, int by)
 {
 	struct ksm_vm_stats *s = &r->vm->stats;
 
 	switch (state) {
 	case PG_FRESH:
 		r->nr_fresh += (u32)by;
+		/* There is something to do in the window, whatever the last look at it said. */
+		page_window(r, page)->skip = 0;
 		break;
 	case PG_HELD:
 		r->nr_held += (u32)by;
@@ -96,9 +98,9 @@ static void count_state(struct ksm_region *r, u8 state, int by)
 
 static void set_state(struct ksm_region *r, u32 page, u8 state)
 {
-	count_state(r, r->state[page], -1);
+	count_state(r, page, r->state[page], -1);
 	r->state[page] = state;
-	count_state(r, state, 1);
+	count_state(r, page, state, 1);
 }
 
 /* Ends the page's mapping of the store, or only its index entry if it has none. Leaves it NONE. */

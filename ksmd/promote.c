@@ -33,7 +33,7 @@ static struct promote_job *job_of(struct ksm_domain *d, const struct match *m, u
 			const struct ksm_region *r = gpn_region(d->engine, gpn);
 
 			j->hva[side][i] = page_hva(r, gpn - r->gpn);
-			/* All of one side are of one VM: merge_matches() sees to that. */
+			/* All of one side are of one VM: plan_promotions() sees to that. */
 			if (i == 0)
 				j->target[side] = target_get(r->vm->target);
 		}
@@ -107,8 +107,8 @@ void collect_late(struct engine *e)
 }
 
 /*
- * Promotes matches [0, nr), consecutive pages of one VM whose partners are of one VM. Appends to
- * the placements; returns how many were promoted.
+ * Promotes matches [0, nr), pages of one VM whose partners are of one VM. Appends to the placements;
+ * returns how many were promoted.
  */
 static u32 promote(struct ksm_vm *vm, struct match *m, u32 nr, struct placement *own,
 		   struct placement *partners)
@@ -212,21 +212,14 @@ void merge_matches(struct ksm_vm *vm, struct match *matches, u32 nr)
 	nr_promotions = plan_promotions(matches, nr, PROMOTION_PAGES, b->promotions);
 	for (u32 i = 0; i < nr_promotions; i++) {
 		struct match *m = &matches[b->promotions[i].first];
+		u32 done;
 
-		/* A promotion is cut where the partners' VM changes. */
-		for (u32 k = 0, n; k < b->promotions[i].nr; k += n) {
-			const struct ksm_vm *q = gpn_region(e, m[k].partner)->vm;
-			u32 done;
-
-			for (n = 1; k + n < b->promotions[i].nr; n++)
-				if (gpn_region(e, m[k + n].partner)->vm != q)
-					break;
-			if (!vm_may_share(q))
-				continue;
-			done = promote(vm, m + k, n, b->own + own, b->partners + partners);
-			own += done;
-			partners += done;
-		}
+		/* Since it was looked up its VM may have been found to hang. */
+		if (!vm_may_share(gpn_region(e, m->partner)->vm))
+			continue;
+		done = promote(vm, m, b->promotions[i].nr, b->own + own, b->partners + partners);
+		own += done;
+		partners += done;
 	}
 	queue_runs(e, b->own, own, b->runs);
 	queue_runs(e, b->partners, partners, b->runs);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * One window of one VM: which pages were written, which of the others to hash, what they match.
+ * One window of one VM: which pages were written, which merged ones broke, which are huge.
  *
  * All looking into the VM is done in reader jobs (reader.h); between the jobs the engine's thread
  * decides. What is read here is only a hint: pages change at any time, and the agent compares every
@@ -15,24 +15,32 @@
 
 #define SLOW_WINDOW_US 200000
 #define SLOW_PAUSES    20
-/* Every so many passes: BROKEN pages are looked at, HELD ones tried again. */
-#define BROKEN_PASSES 4
-#define HELD_PASSES   32
+
+/* The questions of a scan, in their order (jobs.h). */
+enum { ASK_BROKEN, ASK_HUGE, ASK_WRITTEN };
 
 /* Pages that were written since they were last protected (and anonymous, since only those are
- * registered): protects them. */
+ * registered): protects them. Not in huge pages: protecting one means that the next write splits
+ * it. */
 static const struct pagemap_query query_written = {
 	.flags = PM_SCAN_WP_MATCHING,
-	.all = PAGE_IS_WPALLOWED | PAGE_IS_WRITTEN | PAGE_IS_PRESENT,
-	.ret_mask = PAGE_IS_PFNZERO | PAGE_IS_HUGE,
+	.inverted = PAGE_IS_HUGE,
+	.all = PAGE_IS_WPALLOWED | PAGE_IS_WRITTEN | PAGE_IS_PRESENT | PAGE_IS_HUGE,
+	.ret_mask = PAGE_IS_PFNZERO,
 };
 
 /* All present pages: the first time that a region is looked at. What an earlier daemon protected
  * would not be reported by the query above. */
 static const struct pagemap_query query_present = {
 	.flags = PM_SCAN_WP_MATCHING,
-	.all = PAGE_IS_WPALLOWED | PAGE_IS_PRESENT,
-	.ret_mask = PAGE_IS_PFNZERO | PAGE_IS_HUGE,
+	.inverted = PAGE_IS_HUGE,
+	.all = PAGE_IS_WPALLOWED | PAGE_IS_PRESENT | PAGE_IS_HUGE,
+	.ret_mask = PAGE_IS_PFNZERO,
+};
+
+static const struct pagemap_query query_huge = {
+	.all = PAGE_IS_WPALLOWED | PAGE_IS_PRESENT | PAGE_IS_HUGE,
+	.ret_mask = PAGE_IS_PFNZERO,
 };
 
 /* Pages of file mappings (what is not anonymous is not registered) that are not the file's any
@@ -46,9 +54,8 @@ static const struct pagemap_query query_broken = {
 
 /* Kept between windows, so that none allocates. */
 struct scan_buffers {
-	struct hash_job *hash_jobs[WINDOW_PAGES / HASH_JOB_PAGES];
+	struct scan_job *job;
 	u64 written[WINDOW_PAGES / 64];
-	struct match matches[WINDOW_PAGES];
 };
 
 int scan_buffers_new(struct scan_buffers **ret)
@@ -65,272 +72,153 @@ void scan_buffers_free(struct scan_buffers *b)
 {
 	if (!b)
 		return;
-	for (u32 i = 0; i < ARRAY_SIZE(b->hash_jobs); i++)
-		if (b->hash_jobs[i])
-			hash_job_free(b->hash_jobs[i]);
+	scan_job_free(b->job);
 	free(b);
 }
 
 /* --- scanning --------------------------------------------------------------------------------- */
 
-static struct scan_job *run_scan(struct ksm_region *r, u32 page, u32 nr,
-				 const struct pagemap_query *q)
+static u32 range_first(const struct ksm_region *r, const struct page_region *range)
 {
-	struct scan_job *j =
-		scan_job_new(r->vm->target, q, page_hva(r, page), page_hva(r, page + nr));
-	struct reader_job *jobs[1];
-	int stage;
+	return (u32)((range->start - r->hva) >> PAGE_SHIFT);
+}
 
-	if (!j)
-		return NULL;
-	jobs[0] = &j->job;
-	if (reader_run(r->vm->engine->readers, jobs, 1, READ_TIMEOUT_US, &stage) < 0) {
-		if (jobs[0])
-			scan_job_free(j);
-		else
-			vm_set_blocked(r->vm);
-		return NULL;
+static u32 range_end(const struct ksm_region *r, const struct page_region *range)
+{
+	return (u32)((range->end - r->hva) >> PAGE_SHIFT);
+}
+
+/* Asks the questions of b->job about [page, page + nr). Returns about how many pages they were
+ * answered; 0: the VM cannot be scanned now. */
+static u32 run_scan(struct ksm_region *r, u32 page, u32 nr, struct scan_buffers *b)
+{
+	struct scan_job *j = b->job;
+	struct reader_job *jobs[1] = { &j->job };
+	int stage, err;
+
+	j->start = page_hva(r, page);
+	j->end = page_hva(r, page + nr);
+	j->target = target_get(r->vm->target);
+	err = reader_run(r->vm->engine->readers, jobs, 1, READ_TIMEOUT_US, &stage);
+	if (!jobs[0]) {
+		b->job = NULL; /* the hung reader's now */
+		vm_set_blocked(r->vm);
+		return 0;
 	}
-	if (j->nr < 0) {
-		scan_job_free(j);
-		return NULL;
-	}
-	return j;
+	target_put(j->target);
+	j->target = NULL;
+	if (err < 0 || j->err < 0)
+		return 0;
+	return (u32)((j->walk_end - j->start) >> PAGE_SHIFT);
+}
+
+static bool ask(struct scan_buffers *b, const struct pagemap_query *broken,
+		const struct pagemap_query *huge, const struct pagemap_query *written)
+{
+	if (!b->job)
+		b->job = scan_job_new();
+	if (!b->job)
+		return false;
+	b->job->parts[ASK_BROKEN].query = broken;
+	b->job->parts[ASK_HUGE].query = huge;
+	b->job->parts[ASK_WRITTEN].query = written;
+	return true;
 }
 
 int scan_broken(struct ksm_region *r, u32 page, u32 nr,
 		void (*fn)(struct ksm_region *r, u32 page, u32 nr))
 {
+	struct scan_buffers *b = r->vm->engine->scan;
 	u32 end = page + nr;
 
 	while (page < end) {
-		struct scan_job *j = run_scan(r, page, end - page, &query_broken);
-		u32 walked;
+		const struct scan_part *found;
+		u32 walked = 0;
 
-		if (!j)
-			return -EIO;
-		for (int i = 0; i < j->nr; i++)
-			fn(r, (u32)((j->ranges[i].start - r->hva) >> PAGE_SHIFT),
-			   (u32)((j->ranges[i].end - j->ranges[i].start) >> PAGE_SHIFT));
-		walked = (u32)((j->walk_end - j->start) >> PAGE_SHIFT);
-		scan_job_free(j);
+		if (ask(b, &query_broken, NULL, NULL))
+			walked = run_scan(r, page, end - page, b);
 		if (!walked)
 			return -EIO;
+		found = &b->job->parts[ASK_BROKEN];
+		for (int i = 0; i < found->nr; i++)
+			fn(r, range_first(r, &found->ranges[i]),
+			   range_end(r, &found->ranges[i]) - range_first(r, &found->ranges[i]));
 		page += walked;
 	}
 	return 0;
 }
 
-static void note_broken(struct ksm_region *r, u32 page, u32 nr)
+static void note_broken(struct ksm_region *r, const struct scan_part *found)
 {
-	for (u32 p = page; p < page + nr; p++) {
-		if (r->state[p] != PG_SHARED)
-			continue;
-		page_set_broken(r, p);
-		if (r->vm->unmerged)
-			r->vm->stats.unmerged_total++;
-		else
-			r->vm->stats.broken_total++;
+	for (int i = 0; i < found->nr; i++) {
+		for (u32 p = range_first(r, &found->ranges[i]);
+		     p < range_end(r, &found->ranges[i]); p++) {
+			if (r->state[p] != PG_SHARED)
+				continue;
+			page_set_broken(r, p);
+			pace_broken_rouse(page_window(r, p));
+			if (r->vm->unmerged)
+				r->vm->stats.unmerged_total++;
+			else
+				r->vm->stats.broken_total++;
+		}
 	}
 }
 
-/* Returns how many pages the window really has, having filled b->written; 0: the VM cannot be
- * scanned now. */
-static u32 scan_written(struct ksm_region *r, u32 page, u32 nr, struct scan_buffers *b)
+/* Also fills b->written, for pages from @window on. */
+static void note_written(struct ksm_region *r, u32 window, struct scan_buffers *b)
 {
-	struct scan_job *j = run_scan(r, page, nr, r->first_pass ? &query_present : &query_written);
+	const struct scan_part *found = &b->job->parts[ASK_WRITTEN];
+	struct pace_look *look = &r->vm->look;
 
-	if (!j)
-		return 0;
-	nr = (u32)((j->walk_end - j->start) >> PAGE_SHIFT);
 	memset(b->written, 0, sizeof(b->written));
-	for (int i = 0; i < j->nr; i++) {
-		u32 first = (u32)((j->ranges[i].start - r->hva) >> PAGE_SHIFT);
-		u32 end = (u32)((j->ranges[i].end - r->hva) >> PAGE_SHIFT);
-		bool zero = j->ranges[i].categories & PAGE_IS_PFNZERO;
+	for (int i = 0; i < found->nr; i++) {
+		bool zero = found->ranges[i].categories & PAGE_IS_PFNZERO;
 
-		for (u32 p = first; p < end; p++) {
-			b->written[(p - page) / 64] |= (u64)1 << ((p - page) % 64);
-			if (r->state[p] == PG_PENDING || r->state[p] == PG_BROKEN_PENDING)
+		for (u32 p = range_first(r, &found->ranges[i]);
+		     p < range_end(r, &found->ranges[i]); p++) {
+			u8 state = r->state[p];
+
+			b->written[(p - window) / 64] |= (u64)1 << ((p - window) % 64);
+			look->written++;
+			look->rewritten += state == PG_FRESH;
+			if (state == PG_PENDING || state == PG_BROKEN_PENDING)
 				continue; /* the answer will tell */
 			/* A page that we hold for mapped, but that is anonymous: the VMM replaced
 			 * the mapping. Its word for that (DISCARD) may still be on its way; the
 			 * kernel's counts. */
-			if (zero != (r->state[p] == PG_ZERO) || (!zero && r->state[p] != PG_FRESH))
-				page_set(r, p, zero ? PG_ZERO : PG_FRESH);
+			if (!zero && state != PG_FRESH)
+				page_set(r, p, PG_FRESH);
+			else if (zero && state != PG_ZERO && state != PG_ZERO_FOUND)
+				page_set(r, p, PG_ZERO_FOUND);
 		}
 	}
-	scan_job_free(j);
-	r->vm->stats.scanned_total += nr;
-	return nr;
 }
 
-/* --- hashing ---------------------------------------------------------------------------------- */
+/* --- one window ------------------------------------------------------------------------------- */
 
-static bool wants_hash(const struct ksm_region *r, u32 page, u32 window,
-		       const struct scan_buffers *b, bool broken_turn)
+struct wish {
+	const struct scan_buffers *b;
+	u32 window;
+	bool broken; /* it is the broken pages' turn */
+};
+
+static bool wants_hash(const struct ksm_region *r, u32 page, void *arg)
 {
+	const struct wish *w = arg;
+	u32 bit = page - w->window;
+
 	switch (r->state[page]) {
 	case PG_FRESH:
-		return !(b->written[(page - window) / 64] >> ((page - window) % 64) & 1);
+		return !(w->b->written[bit / 64] >> (bit % 64) & 1);
 	case PG_BROKEN:
 	case PG_BROKEN_SEEN:
 	case PG_BROKEN_CANDIDATE:
-		return broken_turn;
+		return w->broken;
 	default:
 		return false;
 	}
 }
-
-/* Fills and runs the hash jobs for a window. Returns how many jobs were used. */
-static u32 hash_window(struct ksm_region *r, u32 window, u32 nr, struct scan_buffers *b)
-{
-	struct ksm_vm *vm = r->vm;
-	/* Only KSM_ON can use what a broken page now holds, but for zeros, which are not worth the
-	 * reading. */
-	bool broken_turn = r->nr_broken && vm->mode == KSM_ON &&
-			   vm->stats.passes_total % BROKEN_PASSES == 0;
-	struct reader_job *jobs[ARRAY_SIZE(b->hash_jobs)];
-	u32 nr_jobs = 0;
-	int err, stage;
-
-	for (u32 p = window; p < window + nr; p++) {
-		struct hash_job *j = nr_jobs ? b->hash_jobs[nr_jobs - 1] : NULL;
-
-		if (!wants_hash(r, p, window, b, broken_turn))
-			continue;
-		if (!j || j->nr == HASH_JOB_PAGES) {
-			if (!b->hash_jobs[nr_jobs] && !(b->hash_jobs[nr_jobs] = hash_job_new()))
-				break;
-			j = b->hash_jobs[nr_jobs];
-			j->nr = 0;
-			j->target = target_get(vm->target);
-			jobs[nr_jobs++] = &j->job;
-		}
-		j->hva[j->nr] = page_hva(r, p);
-		j->page[j->nr++] = p;
-	}
-	if (!nr_jobs)
-		return 0;
-	err = reader_run(vm->engine->readers, jobs, nr_jobs, READ_TIMEOUT_US, &stage);
-	for (u32 i = 0; i < nr_jobs; i++) {
-		if (!jobs[i]) {
-			b->hash_jobs[i] = NULL; /* the hung reader's now */
-			continue;
-		}
-		target_put(b->hash_jobs[i]->target);
-		b->hash_jobs[i]->target = NULL;
-		vm->stats.hashed_total += err == 0 ? b->hash_jobs[i]->nr : 0;
-	}
-	if (err == -ETIMEDOUT)
-		vm_set_blocked(vm);
-	return err < 0 ? 0 : nr_jobs;
-}
-
-/* --- matching --------------------------------------------------------------------------------- */
-
-struct lookup {
-	const struct ksm_domain *domain;
-	u64 hash;
-	u32 self;
-};
-
-static bool is_match(u32 value, void *arg)
-{
-	const struct lookup *l = arg;
-
-	if (value & INDEX_STORE_FLAG)
-		return store_hash(l->domain->store, value & ~INDEX_STORE_FLAG) == l->hash;
-	return value != l->self && vm_may_share(gpn_region(l->domain->engine, value)->vm);
-}
-
-/* A broken page is not watched for writes: only one that looks the same twice is taken for still.
- */
-static bool still(struct ksm_region *r, u32 page, u32 tag)
-{
-	if (!page_is_mapped(r, page))
-		return true;
-	if (r->state[page] != PG_BROKEN && r->link[page] == tag)
-		return true;
-	page_note_broken_tag(r, page, tag);
-	return false;
-}
-
-/* Returns 1 if @ret was filled: the content was seen before. */
-static int match_page(struct ksm_region *r, u32 page, u64 hash, struct match *ret)
-{
-	struct ksm_domain *d = r->vm->domain;
-	struct lookup l = { .domain = d, .hash = hash, .self = r->gpn + page };
-	u32 tag = hash_tag(hash), found;
-
-	if (!still(r, page, tag))
-		return 0;
-	found = index_find(d->index, tag, is_match, &l);
-	if (found == INDEX_NONE) {
-		if (r->state[page] == PG_BROKEN_CANDIDATE)
-			return 0;
-		if (page_set_candidate(r, page, tag) < 0 && r->state[page] == PG_FRESH)
-			page_set(r, page, PG_QUIET);
-		return 0;
-	}
-	*ret = (struct match){
-		.gpn = r->gpn + page, .spn = SPN_NONE, .partner = GPN_NONE, .hash = hash
-	};
-	if (found & INDEX_STORE_FLAG)
-		ret->spn = found & ~INDEX_STORE_FLAG;
-	else
-		ret->partner = found;
-	return 1;
-}
-
-static void queue_zero(struct ksm_region *r, u32 page, u32 nr)
-{
-	struct ksm_op_run run = { .gpn = r->gpn + page, .nr = nr, .zero = true };
-
-	for (u32 p = page; p < page + nr; p++)
-		page_set_pending(r, p);
-	if (ops_queue(r->vm, &run) == 0)
-		return;
-	for (u32 p = page; p < page + nr; p++)
-		page_unpend(r, p, PG_FRESH);
-}
-
-/* Looks up what was hashed. Returns the number of matches. */
-static u32 match_window(struct ksm_region *r, struct scan_buffers *b, u32 nr_jobs)
-{
-	u32 nr = 0, zero_at = 0, zero_nr = 0;
-
-	for (u32 k = 0; k < nr_jobs; k++) {
-		const struct hash_job *j = b->hash_jobs[k];
-
-		for (u32 i = 0; i < j->nr; i++) {
-			u32 p = j->page[i];
-
-			if (!j->ok[i]) {
-				if (r->state[p] == PG_FRESH)
-					page_set(r, p, PG_NONE);
-			} else if (j->zero[i]) {
-				if (zero_nr && zero_at + zero_nr == p) {
-					zero_nr++;
-					continue;
-				}
-				if (zero_nr)
-					queue_zero(r, zero_at, zero_nr);
-				zero_at = p;
-				zero_nr = 1;
-			} else if (r->vm->mode == KSM_ON) {
-				nr += (u32)match_page(r, p, j->hash[i], &b->matches[nr]);
-			} else if (r->state[p] == PG_FRESH) {
-				page_set(r, p, PG_QUIET);
-			}
-		}
-	}
-	if (zero_nr)
-		queue_zero(r, zero_at, zero_nr);
-	return nr;
-}
-
-/* --- one window ------------------------------------------------------------------------------- */
 
 static void retry_held(struct ksm_region *r, u32 page, u32 nr)
 {
@@ -339,51 +227,101 @@ static void retry_held(struct ksm_region *r, u32 page, u32 nr)
 			page_set(r, p, PG_FRESH);
 }
 
+/* Moves the cursor to the next window that this pass looks at. False: there is none. */
+static bool find_window(struct ksm_vm *vm)
+{
+	for (; vm->cursor_region < vm->nr_regions; vm->cursor_region++, vm->cursor_page = 0) {
+		struct ksm_region *r = vm->regions[vm->cursor_region];
+
+		if (r->gone)
+			continue;
+		while (vm->cursor_page < r->nr_pages) {
+			/* In the middle of one: its look goes on. */
+			if (vm->cursor_page % WINDOW_PAGES ||
+			    pace_window_due(page_window(r, vm->cursor_page)))
+				return true;
+			vm->cursor_page += WINDOW_PAGES;
+		}
+		if (vm->mode != KSM_OFF)
+			r->first_pass = false;
+	}
+	return false;
+}
+
+static u32 count_fresh(const struct ksm_region *r, u32 page, u32 nr)
+{
+	u32 n = 0;
+
+	for (u32 p = page; r->nr_fresh && p < page + nr; p++)
+		n += r->state[p] == PG_FRESH;
+	return n;
+}
+
+/* What of [page, page + nr) can be merged is found, and queued for the agent. */
+static void find_sharing(struct ksm_region *r, u32 page, u32 nr, struct scan_buffers *b)
+{
+	struct pace_window *w = page_window(r, page);
+	struct pace_limits limits = engine_pace(r->vm->engine);
+	struct wish wish = { .b = b, .window = page };
+	u64 started = now_us();
+	bool news = false;
+
+	if (r->nr_held && pace_held_due(w))
+		retry_held(r, page, nr);
+	/* Only KSM_ON can use what a broken page now holds, but for zeros, which are not worth the
+	 * reading. */
+	wish.broken = r->nr_broken && r->vm->mode == KSM_ON && pace_broken_due(w);
+	if (r->nr_fresh || wish.broken)
+		match_pages(r, page, nr, wants_hash, &wish, &news);
+	if (wish.broken)
+		pace_broken_looked(w, &limits, news);
+	huge_survey(r, page, nr);
+	/* Reading that takes long makes all others wait: who is slow gets a small share of the
+	 * time. */
+	if (now_us() - started > SLOW_WINDOW_US)
+		r->vm->slow_until_us = now_us() + SLOW_PAUSES * (now_us() - started);
+}
+
 bool scan_window(struct ksm_vm *vm)
 {
 	struct scan_buffers *b = vm->engine->scan;
+	struct pace_limits limits = engine_pace(vm->engine);
+	bool active = vm->mode != KSM_OFF;
 	struct ksm_region *r;
-	u32 page, nr, nr_jobs;
-	u64 started;
+	u32 page, nr, end;
 
-	while (vm->cursor_region < vm->nr_regions &&
-	       vm->cursor_page >= vm->regions[vm->cursor_region]->nr_pages) {
-		vm->cursor_region++;
-		vm->cursor_page = 0;
-	}
-	if (vm->cursor_region >= vm->nr_regions)
+	if (!find_window(vm))
 		return false;
 	r = vm->regions[vm->cursor_region];
 	page = vm->cursor_page;
-	nr = MIN(r->nr_pages - page, WINDOW_PAGES);
-	if (r->gone) {
-		vm->cursor_page = r->nr_pages;
-		return true;
-	}
-	if (r->nr_mapped && scan_broken(r, page, nr, note_broken) < 0)
-		nr = 0;
-	if (nr && vm->mode != KSM_OFF)
-		nr = scan_written(r, page, nr, b);
+	end = MIN((page / WINDOW_PAGES + 1) * WINDOW_PAGES, r->nr_pages);
+	if (page % WINDOW_PAGES == 0)
+		vm->look = (struct pace_look){ .pages = end - page };
+	nr = 0;
+	if (!active && !r->nr_mapped)
+		nr = end - page;
+	else if (ask(b, r->nr_mapped ? &query_broken : NULL, active ? &query_huge : NULL,
+		     !active	     ? NULL :
+		     r->first_pass ? &query_present :
+				       &query_written))
+		nr = run_scan(r, page, end - page, b);
 	if (!nr) {
 		/* Not to be scanned now (dying, hung): end this pass. */
 		vm->cursor_region = vm->nr_regions;
 		return true;
 	}
 	vm->cursor_page += nr;
-	if (vm->cursor_page >= r->nr_pages && vm->mode != KSM_OFF)
-		r->first_pass = false;
-	if (vm->mode == KSM_OFF || vm->unmerged || !vm->conn || !vm->engine->cfg.enabled)
-		return true;
-	started = now_us();
-	if (r->nr_held && vm->stats.passes_total % HELD_PASSES == HELD_PASSES - 1)
-		retry_held(r, page, nr);
-	if (!r->nr_fresh && !r->nr_broken)
-		return true;
-	nr_jobs = hash_window(r, page, nr, b);
-	merge_matches(vm, b->matches, match_window(r, b, nr_jobs));
-	/* Reading that takes long makes all others wait: who is slow gets a small share of the
-	 * time. */
-	if (now_us() - started > SLOW_WINDOW_US)
-		vm->slow_until_us = now_us() + SLOW_PAUSES * (now_us() - started);
+	if (active || r->nr_mapped) {
+		note_broken(r, &b->job->parts[ASK_BROKEN]);
+		huge_note(r, page, nr, &b->job->parts[ASK_HUGE]);
+		note_written(r, page, b);
+		vm->stats.scanned_total += nr;
+	}
+	if (active && !vm->unmerged && vm->conn && vm->engine->cfg.enabled)
+		find_sharing(r, page, nr, b);
+	vm->look.waiting += count_fresh(r, page, nr);
+	if (vm->cursor_page >= end &&
+	    pace_window_looked(page_window(r, page), &limits, &vm->look))
+		vm->rouse = true;
 	return true;
 }
