@@ -120,7 +120,8 @@ struct ksm_vm {
 	/* The pass: where the scan is, when the next one may start. */
 	u32 cursor_region, cursor_page;
 	u64 pass_started_us, pass_due_us, interval_us;
-	bool in_pass, rouse;
+	u64 full_due_us;    /* from then on a pass also asks what broke and what is huge */
+	bool in_pass, full_pass, rouse;
 	struct pace_pass pass;
 	struct pace_look look; /* of the window that the cursor is in */
 	u64 cpu_us;	       /* used for it, for fairness among VMs */

@@ -609,6 +609,10 @@ static void vm_step(struct ksm_vm *vm, u64 now)
 			return;
 		vm->in_pass = true;
 		vm->pass_started_us = now;
+		/* While passes follow each other quickly not each of them asks everything. */
+		vm->full_pass = now >= vm->full_due_us;
+		if (vm->full_pass)
+			vm->full_due_us = now + vm->engine->cfg.interval_us;
 	}
 	if (!scan_window(vm))
 		end_pass(vm, now);

@@ -225,7 +225,8 @@ int engine_done(struct ksm_vm *vm, u32 seq, const struct ksm_segment *segments, 
 	}
 	if (vm->op_nr == 0) {
 		/* An unmerge: what is private now shows in the next scan; look at once. */
-		vm->pass_due_us = 0;
+		vm->pass_due_us = vm->full_due_us = 0;
+		vm->rouse = true;
 	}
 	vm->op_nr = 0;
 	vm->op_busy = false;

@@ -286,7 +286,7 @@ bool scan_window(struct ksm_vm *vm)
 {
 	struct scan_buffers *b = vm->engine->scan;
 	struct pace_limits limits = engine_pace(vm->engine);
-	bool active = vm->mode != KSM_OFF;
+	bool active = vm->mode != KSM_OFF, broken, huge;
 	struct ksm_region *r;
 	u32 page, nr, end;
 
@@ -297,10 +297,12 @@ bool scan_window(struct ksm_vm *vm)
 	end = MIN((page / WINDOW_PAGES + 1) * WINDOW_PAGES, r->nr_pages);
 	if (page % WINDOW_PAGES == 0)
 		vm->look = (struct pace_look){ .pages = end - page };
+	broken = r->nr_mapped && vm->full_pass;
+	huge = active && (vm->full_pass || r->first_pass);
 	nr = 0;
-	if (!active && !r->nr_mapped)
+	if (!active && !broken)
 		nr = end - page;
-	else if (ask(b, r->nr_mapped ? &query_broken : NULL, active ? &query_huge : NULL,
+	else if (ask(b, broken ? &query_broken : NULL, huge ? &query_huge : NULL,
 		     !active	     ? NULL :
 		     r->first_pass ? &query_present :
 				       &query_written))
@@ -311,7 +313,7 @@ bool scan_window(struct ksm_vm *vm)
 		return true;
 	}
 	vm->cursor_page += nr;
-	if (active || r->nr_mapped) {
+	if (active || broken) {
 		note_broken(r, &b->job->parts[ASK_BROKEN]);
 		huge_note(r, page, nr, &b->job->parts[ASK_HUGE]);
 		note_written(r, page, b);
