@@ -288,7 +288,7 @@ static void merge_in_mapping(struct step *s)
 			if ((s->status[i + n] != 0) != stayed)
 				break;
 		if (stayed)
-			uffd_unregister(a->uffd_sync, hva + i * PAGE_BYTES, n * PAGE_BYTES);
+			region_unprotect(a, s->r, s->page + i, n);
 	}
 	uffd_wake(a->uffd_sync, hva, bytes);
 }
