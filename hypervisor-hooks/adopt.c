@@ -7,15 +7,23 @@
  * were written. A 2 MiB chunk is ADOPTED (MISSING as well) just before pages of it are moved,
  * because a page may leave the guest only while accesses to the hole wait (invariant 1). Adopted
  * memory traps on first touch, so a chunk that turns out to be full of holes is released again.
+ * Where registering fails a chunk is UNWATCHED: parts of it may be registered with MISSING, or not
+ * at all. No page is moved out of it then, and the link thread tries again.
  *
  * Pages in a mapping of the store (the mapped bit) are registered with neither context.
  */
 #include <errno.h>
+#include <stdlib.h>
 #include <sys/mman.h>
+#include <unistd.h>
 #include "hypervisor-hooks/agent.h"
 
 #define MODE_TRACKED UFFDIO_REGISTER_MODE_WP
 #define MODE_ADOPTED (UFFDIO_REGISTER_MODE_WP | UFFDIO_REGISTER_MODE_MISSING)
+
+/* A second: what does not pass in that time is no shortage that passes. */
+#define UNPROTECT_TRIES	   1000
+#define UNPROTECT_PAUSE_US 1000
 
 static u64 chunk_first(u64 chunk)
 {
@@ -64,6 +72,18 @@ int region_adopt(struct bh_agent *a, struct bh_region *r, u64 page, u64 nr)
 	return 0;
 }
 
+/* On failure the memory is merely not watched: its pages stay private (invariant 7) until the link
+ * thread has tried again. */
+static void chunk_watch(struct bh_agent *a, struct bh_region *r, u64 chunk)
+{
+	bool watched = register_anon(a, r, chunk_first(chunk), chunk_end(r, chunk), MODE_TRACKED) ==
+		       0;
+
+	r->chunk_state[chunk] = watched ? CHUNK_TRACKED : CHUNK_UNWATCHED;
+	if (!watched)
+		a->unwatched = true;
+}
+
 void chunk_release(struct bh_agent *a, struct bh_region *r, u64 chunk)
 {
 	u64 end = chunk_end(r, chunk);
@@ -81,9 +101,43 @@ void chunk_release(struct bh_agent *a, struct bh_region *r, u64 chunk)
 		if (page_kind(r, p) == PAGE_ANONYMOUS)
 			uffd_unregister(a->uffd, page_hva(r, p), nr << PAGE_SHIFT);
 	}
-	r->chunk_state[chunk] = CHUNK_TRACKED;
-	/* On failure the memory is merely not watched: its pages stay private (invariant 7). */
-	(void)register_anon(a, r, chunk_first(chunk), end, MODE_TRACKED);
+	chunk_watch(a, r, chunk);
+}
+
+void regions_watch(struct bh_agent *a)
+{
+	a->unwatched = false;
+	for (u32 i = 0; i < a->nr_regions; i++) {
+		struct bh_region *r = a->regions[i];
+
+		for (u64 c = 0; c < DIV_ROUND_UP(r->bytes, CHUNK_BYTES); c++)
+			if (r->chunk_state[c] == CHUNK_UNWATCHED)
+				chunk_watch(a, r, c);
+	}
+}
+
+void region_unprotect(struct bh_agent *a, struct bh_region *r, u64 page, u64 nr)
+{
+	for (u32 tries = 0; tries < UNPROTECT_TRIES; tries++) {
+		bool lifted = true;
+		int err;
+
+		if (uffd_unregister(a->uffd_sync, page_hva(r, page), nr << PAGE_SHIFT) == 0)
+			return;
+		/* It takes a split of a mapping, for which memory or the number of mappings may not
+		 * suffice. Registered but not protected is harmless. ENOENT: a page that is not
+		 * registered any more. */
+		for (u64 p = page; p < page + nr; p++) {
+			err = uffd_writeprotect(a->uffd_sync, page_hva(r, p), PAGE_BYTES, false);
+			lifted = lifted && (err == 0 || err == -ENOENT);
+		}
+		if (lifted)
+			return;
+		usleep(UNPROTECT_PAUSE_US);
+	}
+	agent_log(a, "cannot lift the protection of guest pages: stopping the VM rather than "
+		     "letting it hang");
+	abort();
 }
 
 /* The VMM's wishes for its guest RAM hold for the mappings that we put in their place. */
@@ -123,17 +177,19 @@ int region_replace_anon(struct bh_agent *a, struct bh_region *r, u64 page, u64 n
 		return errno == ENOMEM ? -ENOSPC : -errno;
 	repeat_attributes(r, at, bytes, true);
 	/*
-	 * The mapped bit means "not registered with @uffd". It is cleared only for pages that now
-	 * are, registered as their chunk says: a page may be moved out of an adopted chunk without
-	 * a further look (invariant 1).
+	 * Registered as their chunk says: a page may be moved out of an adopted chunk without a
+	 * further look (invariant 1). Where that fails the chunk is not adopted any more.
 	 */
+	page_set_mapped(r, page, nr, false);
 	for (u64 p = page, end = page + nr, n; p < end; p += n) {
 		u64 c = p / CHUNK_PAGES;
 		u64 mode = r->chunk_state[c] == CHUNK_ADOPTED ? MODE_ADOPTED : MODE_TRACKED;
 
 		n = MIN(end, (c + 1) * CHUNK_PAGES) - p;
-		page_set_mapped(r, p, n,
-				uffd_register(a->uffd, page_hva(r, p), n << PAGE_SHIFT, mode) < 0);
+		if (uffd_register(a->uffd, page_hva(r, p), n << PAGE_SHIFT, mode) < 0) {
+			r->chunk_state[c] = CHUNK_UNWATCHED;
+			a->unwatched = true;
+		}
 	}
 	return 0;
 }

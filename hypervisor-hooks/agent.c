@@ -59,9 +59,9 @@ static void kick(struct bh_agent *a)
 {
 	u64 one = 1;
 
-	/* It can only fail when the counter is full, and then the thread is awake anyway. */
-	if (write(a->wake_fd, &one, sizeof(one)) < 0)
-		return;
+	/* Else it can only fail when the counter is full, and then the thread is awake anyway. */
+	while (write(a->wake_fd, &one, sizeof(one)) < 0 && errno == EINTR)
+		;
 }
 
 static void region_free(struct bh_region *r)

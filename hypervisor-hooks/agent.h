@@ -46,8 +46,9 @@
 #define BH_DISCARD_QUEUE WIRE_RUNS_MAX
 
 enum bh_chunk_state {
-	CHUNK_TRACKED = 0, /* registered WP: nothing traps */
-	CHUNK_ADOPTED = 1, /* anonymous parts registered MISSING too: pages may be moved out */
+	CHUNK_TRACKED = 0,   /* registered WP: nothing traps */
+	CHUNK_ADOPTED = 1,   /* anonymous parts registered MISSING too: pages may be moved out */
+	CHUNK_UNWATCHED = 2, /* parts could not be registered: to be tried again */
 };
 
 struct bh_region {
@@ -82,6 +83,7 @@ struct bh_agent {
 	u32 nr_discards;
 	struct wire_range deleted[WIRE_REGIONS_MAX]; /* regions gone, to be told */
 	u32 nr_deleted;
+	atomic_bool unwatched; /* there may be chunks that are CHUNK_UNWATCHED */
 	atomic_bool
 		resync; /* too much to tell: reconnect, and the daemon reads our mappings anew */
 
@@ -197,9 +199,14 @@ u64 agent_cpu_us(struct bh_agent *a);
 int region_track(struct bh_agent *a, struct bh_region *r);
 int region_adopt(struct bh_agent *a, struct bh_region *r, u64 page, u64 nr);
 void chunk_release(struct bh_agent *a, struct bh_region *r, u64 chunk);
+/* Registers what is CHUNK_UNWATCHED: the daemon would never look at it again. */
+void regions_watch(struct bh_agent *a);
 /* Gives @nr pages an empty anonymous mapping in place of whatever is there, registered as its chunk
- * is. */
+ * is; where that cannot be, the chunk is UNWATCHED from then on, which is no error. */
 int region_replace_anon(struct bh_agent *a, struct bh_region *r, u64 page, u64 nr);
+/* Ends the protection of pages by @uffd_sync, whose events nobody reads: a write that it went on
+ * stopping would wait for ever. So this does not fail. */
+void region_unprotect(struct bh_agent *a, struct bh_region *r, u64 page, u64 nr);
 /* Maps @nr pages of the store there. */
 int region_replace_store(struct bh_agent *a, struct bh_region *r, u64 page, u64 nr,
 			 u64 store_offset);

@@ -93,7 +93,7 @@ static bool may_pin(int fd)
 	struct stat st;
 
 	if (fstat(fd, &st) < 0)
-		return false; /* closed by now */
+		return errno != EBADF; /* closed by now */
 	if (S_ISBLK(st.st_mode))
 		return true;
 	if (S_ISCHR(st.st_mode))
@@ -116,13 +116,17 @@ static bool may_write_unpinned(int fd)
 	struct statfs fs;
 	struct stat st;
 
+	/* EBADF: closed by now. A file on NFS may well fail these calls when its server is away,
+	 * and have its I/O under way. */
 	if (fstat(fd, &st) < 0)
-		return false;
+		return errno != EBADF;
 	if (S_ISCHR(st.st_mode))
-		return link_target(fd, target, sizeof(target)) &&
+		return !link_target(fd, target, sizeof(target)) ||
 		       strncmp(target, "/dev/vhost-scsi", strlen("/dev/vhost-scsi")) == 0;
-	if (!S_ISREG(st.st_mode) || !(fcntl(fd, F_GETFL) & O_DIRECT) || fstatfs(fd, &fs) < 0)
+	if (!S_ISREG(st.st_mode) || !(fcntl(fd, F_GETFL) & O_DIRECT))
 		return false;
+	if (fstatfs(fd, &fs) < 0)
+		return errno != EBADF;
 	for (size_t i = 0; i < ARRAY_SIZE(pinning_filesystems); i++)
 		if ((long)fs.f_type == pinning_filesystems[i])
 			return false;
@@ -135,7 +139,7 @@ static bool any_descriptor(bool (*fn)(int fd))
 	char buf[4096] __attribute__((aligned(8)));
 	int dir = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	bool found = dir < 0;
-	long n;
+	long n = 0;
 
 	while (!found && (n = syscall(SYS_getdents64, dir, buf, sizeof(buf))) > 0) {
 		for (long at = 0; !found && at < n;) {
@@ -148,7 +152,7 @@ static bool any_descriptor(bool (*fn)(int fd))
 	}
 	if (dir >= 0)
 		close(dir);
-	return found;
+	return found || n < 0;
 }
 
 bool dma_possible(struct bh_agent *a)
@@ -164,7 +168,7 @@ static bool network_filesystem_mounted(int fd)
 	char buf[8192];
 	bool found = false;
 	size_t kept = 0;
-	ssize_t n;
+	ssize_t n = 0;
 
 	if (lseek(fd, 0, SEEK_SET) < 0)
 		return true;
@@ -192,7 +196,15 @@ static bool network_filesystem_mounted(int fd)
 			return true; /* a line that long says nothing that we can read */
 		memmove(buf, line, kept + 1);
 	}
-	return found;
+	return found || n < 0;
+}
+
+/* Without /sys nobody can tell. */
+static bool vhost_scsi_loaded(void)
+{
+	if (access("/sys/module/vhost_scsi", F_OK) == 0)
+		return true;
+	return errno != ENOENT || access("/sys/module", F_OK) < 0;
 }
 
 bool dma_unpinned_possible(struct bh_agent *a)
@@ -206,7 +218,7 @@ bool dma_unpinned_possible(struct bh_agent *a)
 		a->network_fs = a->mounts_fd < 0 || network_filesystem_mounted(a->mounts_fd);
 		a->mounts_read = true;
 	}
-	if (!a->network_fs && access("/sys/module/vhost_scsi", F_OK) < 0)
+	if (!a->network_fs && !vhost_scsi_loaded())
 		return false;
 	return any_descriptor(may_write_unpinned);
 }

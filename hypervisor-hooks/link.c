@@ -58,14 +58,15 @@ static int wait_readable(int fd, int timeout_ms)
  * them. */
 static int adopt_store(struct bh_agent *a, int fd, u64 bytes)
 {
+	int seals = fcntl(fd, F_GET_SEALS);
 	struct stat st;
 
 	if (fstat(fd, &st) < 0 || (u64)st.st_size < bytes ||
 	    (fcntl(fd, F_GETFL) & O_ACCMODE) != O_RDONLY)
 		return -EPROTO;
 	/* Without this seal the file could shrink under the guest's mappings, and accesses would be
-	 * SIGBUS. */
-	if (!(fcntl(fd, F_GET_SEALS) & F_SEAL_SHRINK))
+	 * SIGBUS. What is no memfd has none (-1). */
+	if (seals < 0 || !(seals & F_SEAL_SHRINK))
 		return -EPROTO;
 	if (a->store_fd >= 0)
 		close(a->store_fd);
@@ -199,6 +200,11 @@ static int tell_news(struct bh_agent *a)
 
 	if (a->resync)
 		return -ESTALE;
+	if (a->unwatched) {
+		lock_step(a);
+		regions_watch(a);
+		pthread_mutex_unlock(&a->lock);
+	}
 	r = tell_deleted(a);
 	if (r == 0)
 		r = tell_regions(a);

@@ -2,8 +2,8 @@
 /*
  * Move, verify, map: how a page of a guest is replaced by a page of the store, or by the zero page.
  *
- * A request is done in batches: pieces of its runs, at most BH_STEP_PAGES pages in all, so that what
- * costs a system call whatever its size is paid once for many single pages.
+ * A request is done in batches: pieces of its runs, at most BH_STEP_PAGES pages in all, so that
+ * what costs a system call whatever its size is paid once for many single pages.
  *
  * Anonymous pages (nearly all):
  *   1. The chunk is adopted, so that an access to a hole waits instead of reading zeros.
@@ -58,9 +58,8 @@ struct batch {
 
 static bool same_as_replacement(const struct step *s, u32 i, const void *content)
 {
-	const void *want = s->kind == WIRE_RUN_ZERO ?
-				   zero_page :
-				   s->a->reference + (s->slot + i) * PAGE_BYTES;
+	const void *want = s->kind == WIRE_RUN_ZERO ? zero_page
+						    : s->a->reference + (s->slot + i) * PAGE_BYTES;
 
 	return memcmp(content, want, PAGE_BYTES) == 0;
 }
@@ -200,6 +199,14 @@ static void settle(struct step *s, bool unpinned_dma)
 	}
 }
 
+/* Frees the copies of what was replaced; what was moved back is not there any more. After an
+ * mlockall() of the VMM only the second way works. */
+static void empty_staging(struct bh_agent *a, const struct batch *b)
+{
+	if (kernel_madvise(a->staging, b->pages * PAGE_BYTES, MADV_DONTNEED) < 0)
+		kernel_madvise(a->staging, b->pages * PAGE_BYTES, MADV_DONTNEED_LOCKED);
+}
+
 static void merge_anonymous(struct bh_agent *a, struct batch *b)
 {
 	u64 start = UINT64_MAX, end = 0;
@@ -216,8 +223,12 @@ static void merge_anonymous(struct bh_agent *a, struct batch *b)
 			end = MAX(end, s->hva + s->nr * PAGE_BYTES);
 		}
 	}
-	if (!end)
+	if (!end) {
+		/* Perhaps because it could not be emptied the last time: no page could ever be
+		 * taken again. */
+		empty_staging(a, b);
 		return;
+	}
 	/* UFFDIO_MOVE refuses pages that are pinned, but some users of direct I/O only hold a
 	 * reference (dma.c). Asked now: what starts later finds the hole, and waits. */
 	unpinned_dma = dma_unpinned_possible(a);
@@ -226,10 +237,7 @@ static void merge_anonymous(struct bh_agent *a, struct batch *b)
 			settle(&b->steps[i], unpinned_dma);
 	/* Whoever waits for a page in between looks again, and waits on if it must. */
 	uffd_wake(a->uffd, start, end - start);
-	/* Frees the copies of what was replaced; what was moved back is not there any more. After
-	 * an mlockall() of the VMM only the second way works. */
-	if (kernel_madvise(a->staging, b->pages * PAGE_BYTES, MADV_DONTNEED) < 0)
-		kernel_madvise(a->staging, b->pages * PAGE_BYTES, MADV_DONTNEED_LOCKED);
+	empty_staging(a, b);
 }
 
 static int replace_in_place(struct step *s, u32 i, u32 nr)
@@ -288,7 +296,7 @@ static void merge_in_mapping(struct step *s)
 			if ((s->status[i + n] != 0) != stayed)
 				break;
 		if (stayed)
-			uffd_unregister(a->uffd_sync, hva + i * PAGE_BYTES, n * PAGE_BYTES);
+			region_unprotect(a, s->r, s->page + i, n);
 	}
 	uffd_wake(a->uffd_sync, hva, bytes);
 }
@@ -364,8 +372,8 @@ static void read_references(struct bh_agent *a, struct batch *b)
 }
 
 /*
- * Finds what the step's pages are. A step is one kind of memory: it ends where the kind changes, and
- * the rest becomes a step of its own.
+ * Finds what the step's pages are. A step is one kind of memory: it ends where the kind changes,
+ * and the rest becomes a step of its own.
  */
 static void resolve(struct bh_agent *a, struct batch *b, struct step *s)
 {

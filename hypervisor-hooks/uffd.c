@@ -6,6 +6,10 @@
 #include <unistd.h>
 #include "hypervisor-hooks/uffd.h"
 
+/* The kernel has no reason to fail a wake-up; should it ever, for this long it is asked again. */
+#define WAKE_TRIES    1000
+#define WAKE_PAUSE_US 100
+
 static int uffd_create(void)
 {
 	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
@@ -61,8 +65,18 @@ int uffd_unregister(int fd, u64 start, u64 bytes)
 int uffd_wake(int fd, u64 start, u64 bytes)
 {
 	struct uffdio_range r = { start, bytes };
+	int err = 0;
 
-	return ioctl(fd, UFFDIO_WAKE, &r) < 0 ? -errno : 0;
+	/* A wake-up that is lost is a guest access that waits for ever. */
+	for (u32 tries = 0; tries < WAKE_TRIES; tries++) {
+		if (ioctl(fd, UFFDIO_WAKE, &r) == 0)
+			return 0;
+		err = -errno;
+		if (err == -EINVAL || err == -EBADF)
+			break;
+		usleep(WAKE_PAUSE_US);
+	}
+	return err;
 }
 
 int uffd_move(int fd, u64 dst, u64 src, u64 bytes, u64 *ret_moved)
