@@ -74,9 +74,8 @@ static void chart(struct report *rep, const char *workload, struct outcome *o[NR
 
 		peer_init(&p, i);
 		if (o[i])
-			lines[n++] =
-				(struct chart_line){ p.ops->name, o[i]->t, o[i]->saved_mib,
-						     o[i]->nr_points };
+			lines[n++] = (struct chart_line){ p.ops->name, o[i]->t, o[i]->saved_mib,
+							  o[i]->nr_points };
 	}
 	snprintf(file, sizeof(file), "%s.svg", workload);
 	snprintf(title, sizeof(title), "Memory saved over time: %s", workload);

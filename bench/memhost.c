@@ -7,8 +7,8 @@
  *
  *   memhost --content FILE --mode none|ksm|ballast [--name NAME] [--load WRITE_PERMILLE]
  *
- * Prints "READY pages=N address=HEX bytes=N" once the memory is filled. Then reads lines from stdin,
- * and ends when that does:
+ * Prints "READY pages=N address=HEX bytes=N" once the memory is filled. Then reads lines from
+ * stdin, and ends when that does:
  *
  *   offer   offers the memory to the engine of --mode, prints "OFFERED"
  *   load    prints "LOAD ops=N seconds=S p50_ns=N p99_ns=N max_us=N" of the time since the last

@@ -237,8 +237,8 @@ static void ksm_finish(struct peer *p)
 #define KSM_OPS(label)                                                                         \
 	{                                                                                      \
 		.name = label, .host_mode = "ksm", .prepare = ksm_prepare, .start = ksm_start, \
-		.stop = ksm_stop, .saved_pages = ksm_saved_pages, .cpu_us = ksm_cpu_us, .passes = ksm_passes,    \
-		.metadata_bytes = ksm_metadata, .finish = ksm_finish,                          \
+		.stop = ksm_stop, .saved_pages = ksm_saved_pages, .cpu_us = ksm_cpu_us,        \
+		.passes = ksm_passes, .metadata_bytes = ksm_metadata, .finish = ksm_finish,    \
 	}
 
 static const struct peer_ops ksm_flat_out_ops = KSM_OPS("ksm-flat-out");
@@ -397,13 +397,12 @@ static u64 ballast_metadata(struct peer *p)
 	return bytes;
 }
 
-#define BALLAST_OPS(label)                                                         \
-	{                                                                          \
-		.name = label, .host_mode = "ballast", .prepare = ballast_prepare, \
-		.start = ballast_start, .stop = ballast_stop,                      \
-		.saved_pages = ballast_saved_pages,                                \
-		.cpu_us = ballast_cpu_us, .passes = ballast_passes,                \
-		.metadata_bytes = ballast_metadata, .finish = ballast_finish,      \
+#define BALLAST_OPS(label)                                                                        \
+	{                                                                                         \
+		.name = label, .host_mode = "ballast", .prepare = ballast_prepare,                \
+		.start = ballast_start, .stop = ballast_stop, .saved_pages = ballast_saved_pages, \
+		.cpu_us = ballast_cpu_us, .passes = ballast_passes,                               \
+		.metadata_bytes = ballast_metadata, .finish = ballast_finish,                     \
 	}
 
 static const struct peer_ops ballast_ops = BALLAST_OPS("ballast");

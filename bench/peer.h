@@ -47,7 +47,7 @@ struct peer {
 	const char *cpu_percent;	   /* Ballast */
 	pid_t pid;			   /* ksmd or ballastd */
 	char dir[64];
-	pid_t hosts[16];		   /* whose memory it shares: the caller's to fill */
+	pid_t hosts[16]; /* whose memory it shares: the caller's to fill */
 	u32 nr_hosts;
 	u64 saved_before; /* pages that were so before the start (zero pages) */
 };

@@ -211,8 +211,8 @@ void trial_run(u32 which_peer, const struct workload *w, const char *load_file, 
 	watch_idle(&t);
 	/* Reads all pages: each is mapped then, wherever it is, and is counted. */
 	check_content(&t);
-	o->frames_saved = ((double)t.frames_before - (double)frames_of_hosts(&t)) /
-			  (double)w->dup.can_save;
+	o->frames_saved =
+		((double)t.frames_before - (double)frames_of_hosts(&t)) / (double)w->dup.can_save;
 	for (u32 i = 0; i < w->nr; i++)
 		host_stop(&t.hosts[i]);
 	t.peer.ops->finish(&t.peer);

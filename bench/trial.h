@@ -31,13 +31,14 @@ struct workload {
 struct outcome {
 	double seconds_to_95, cpu_to_95; /* < 0: not reached */
 	double cpu_seconds;		 /* until it was settled */
-	double found;		    /* share of dup.can_save, by the engine's books */
-	double frames_saved;	    /* the same by counting page frames, of the hosts */
-	double cpu_per_gib;	    /* CPU seconds for a GiB saved */
-	double idle_cpu_per_hour;   /* seconds */
-	double idle_cpu_per_pass;   /* seconds; < 0: no whole pass was seen */
-	double metadata_per_page;   /* bytes */
-	double load_alone, load_merging, load_idle_ratio; /* operations a second; ratio to stopped */
+	double found;			 /* share of dup.can_save, by the engine's books */
+	double frames_saved;		 /* the same by counting page frames, of the hosts */
+	double cpu_per_gib;		 /* CPU seconds for a GiB saved */
+	double idle_cpu_per_hour;	 /* seconds */
+	double idle_cpu_per_pass;	 /* seconds; < 0: no whole pass was seen */
+	double metadata_per_page;	 /* bytes */
+	double load_alone, load_merging,
+		load_idle_ratio; /* operations a second; ratio to stopped */
 	u64 p99_alone_ns, p99_merging_ns, p99_idle_ns, p99_stopped_ns, max_merging_us;
 	double t[TRIAL_POINTS_MAX], saved_mib[TRIAL_POINTS_MAX]; /* for the chart */
 	u32 nr_points;

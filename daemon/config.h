@@ -49,12 +49,12 @@ struct config {
 	char metrics_address[46]; /* address: IPv4 or IPv6 literal, default 127.0.0.1 */
 	u16 metrics_port;	  /* port: default 9723 */
 	/* [scan] */
-	bool scan_enabled;     /* enabled: off = watch, account, but merge nothing new */
-	u32 scan_cpu_permille; /* cpu_percent: of one core; daemon and agents together */
-	u64 scan_interval_us;  /* interval: between two passes over a VM; default 1s */
+	bool scan_enabled;	   /* enabled: off = watch, account, but merge nothing new */
+	u32 scan_cpu_permille;	   /* cpu_percent: of one core; daemon and agents together */
+	u64 scan_interval_us;	   /* interval: between two passes over a VM; default 1s */
 	u64 scan_idle_interval_us; /* idle_interval: between two looks at unwritten memory */
 	u64 thp_split_min_saving;  /* bytes that splitting a huge page must save */
-	u32 scan_threads;      /* threads: reader threads, 1 to 64; default 1 */
+	u32 scan_threads;	   /* threads: reader threads, 1 to 64; default 1 */
 	/* [store] */
 	u64 store_max_bytes; /* max_size: of one sharing domain's store */
 	/* [vm "GLOB"] */

@@ -39,8 +39,8 @@
 #include "hypervisor-hooks/uffd.h"
 #include "hypervisor-hooks/wire.h"
 
-/* Pages, and runs of them, replaced in one step: bounds how long a guest access can wait, while runs
- * stay cheap. */
+/* Pages, and runs of them, replaced in one step: bounds how long a guest access can wait, while
+ * runs stay cheap. */
 #define BH_STEP_PAGES	 64
 #define BH_STEP_RUNS	 16
 #define BH_DISCARD_QUEUE WIRE_RUNS_MAX

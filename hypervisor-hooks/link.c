@@ -250,8 +250,8 @@ static int do_merge(struct bh_agent *a)
 	for (u32 i = 0; i < wire_count(a->rx) && !a->stop; i++) {
 		const struct wire_run *run = &a->rx->runs[i];
 
-		nr_segments = add_segments(a, nr_segments, run->hva, a->status + pages,
-					   run->nr_pages);
+		nr_segments =
+			add_segments(a, nr_segments, run->hva, a->status + pages, run->nr_pages);
 		pages += run->nr_pages;
 	}
 	/* Cut short by bh_free(): that would be no answer to what was asked. */

@@ -39,15 +39,15 @@
 #define INDEX_STORE_FLAG ((u32)1 << 31)
 
 enum page_state {
-	PG_NONE = 0,  /* absent, or not looked at yet */
-	PG_FRESH,     /* written before the last scan */
-	PG_QUIET,     /* hashed, and not in the index: nothing to do until it is written */
-	PG_CANDIDATE, /* in the index; link: tag */
-	PG_PENDING,   /* part of a request to the agent */
-	PG_HELD,      /* could not be merged (pinned, no mappings left): tried again much later */
-	PG_ZERO,      /* we made it map the kernel's zero page */
+	PG_NONE = 0,   /* absent, or not looked at yet */
+	PG_FRESH,      /* written before the last scan */
+	PG_QUIET,      /* hashed, and not in the index: nothing to do until it is written */
+	PG_CANDIDATE,  /* in the index; link: tag */
+	PG_PENDING,    /* part of a request to the agent */
+	PG_HELD,       /* could not be merged (pinned, no mappings left): tried again much later */
+	PG_ZERO,       /* we made it map the kernel's zero page */
 	PG_ZERO_FOUND, /* it did so anyway: nothing of it is our saving */
-	PG_SHARED,    /* maps the store; link: spn */
+	PG_SHARED,     /* maps the store; link: spn */
 	/* In a mapping of the store, but written since. The spn is in domain->broken. */
 	PG_BROKEN,
 	PG_BROKEN_SEEN,	     /* link: tag of its hash when last looked at */
@@ -84,8 +84,8 @@ struct ksm_region {
 	u32 nr_pages, gpn;
 	u32 *link;
 	u8 *state;
-	struct pace_window *windows;	/* one for WINDOW_PAGES */
-	struct huge_chunk *chunks;	/* one for CHUNK_PAGES */
+	struct pace_window *windows; /* one for WINDOW_PAGES */
+	struct huge_chunk *chunks;   /* one for CHUNK_PAGES */
 	u32 nr_fresh, nr_held, nr_broken,
 		nr_mapped; /* pages in these states; mapped: SHARED and BROKEN* */
 	u32 nr_kept;	   /* chunks */
@@ -120,7 +120,7 @@ struct ksm_vm {
 	/* The pass: where the scan is, when the next one may start. */
 	u32 cursor_region, cursor_page;
 	u64 pass_started_us, pass_due_us, interval_us;
-	u64 full_due_us;    /* from then on a pass also asks what broke and what is huge */
+	u64 full_due_us; /* from then on a pass also asks what broke and what is huge */
 	bool in_pass, full_pass, rouse;
 	struct pace_pass pass;
 	struct pace_look look; /* of the window that the cursor is in */

@@ -619,7 +619,8 @@ static void vm_step(struct ksm_vm *vm, u64 now)
 	ops_pump(vm);
 }
 
-/* The VM that has used least among those that have something to do; NULL: none has before *ret_due. */
+/* The VM that has used least among those that have something to do; NULL: none has before *ret_due.
+ */
 static struct ksm_vm *next_vm(struct engine *e, u64 now, u64 *ret_due)
 {
 	struct ksm_vm *best = NULL;

@@ -81,10 +81,10 @@ struct engine_ops {
 };
 
 struct engine_config {
-	u64 interval_us;      /* between the starts of two passes over a VM, at most (pace.h) */
-	u64 idle_interval_us; /* between two looks at memory that nobody writes */
+	u64 interval_us;	  /* between the starts of two passes over a VM, at most (pace.h) */
+	u64 idle_interval_us;	  /* between two looks at memory that nobody writes */
 	u64 thp_split_min_saving; /* bytes that splitting a huge page must save (huge.c) */
-	bool pressure;	      /* the host is short of memory: look everywhere, split whatever saves */
+	bool pressure; /* the host is short of memory: look everywhere, split whatever saves */
 	u64 store_max_bytes;
 	u32 threads;
 	u32 request_pages; /* in one request to an agent, at most ENGINE_PAGES_MAX */
@@ -143,8 +143,8 @@ struct ksm_vm_stats {
 		meta_bytes;
 	u64 scanned_total, hashed_total, merged_total, zeroed_total, broken_total, discarded_total,
 		unmerged_total, failed_total, pinned_total, passes_total;
-	/* Chunks of 2 MiB that are huge pages and kept so; pages that splitting those would save, as
-	 * far as is known; chunks that were split to share. */
+	/* Chunks of 2 MiB that are huge pages and kept so; pages that splitting those would save,
+	 * as far as is known; chunks that were split to share. */
 	u64 huge_chunks, huge_saving_pages, huge_split_total;
 	bool unmerged, blocked;
 };

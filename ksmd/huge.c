@@ -6,10 +6,10 @@
  * write-protection, when the guest writes a page that was protected. Both cost the guest a TLB
  * entry of 2 MiB for good. So a huge page is not watched for writes and nothing of it is merged
  * (KEPT), but its pages are hashed now and then (a survey), and it is counted how many are zero or
- * have a twin: in the store, among the candidates, or in other huge pages, whose pages are candidates
- * too (of a kind that only surveys see, since they are not watched). When splitting would save
- * thp_split_min_saving, or anything at all while the host is short of memory, the chunk is SPLIT:
- * its pages are treated as all others, and the first merge makes the kernel split it.
+ * have a twin: in the store, among the candidates, or in other huge pages, whose pages are
+ * candidates too (of a kind that only surveys see, since they are not watched). When splitting
+ * would save thp_split_min_saving, or anything at all while the host is short of memory, the chunk
+ * is SPLIT: its pages are treated as all others, and the first merge makes the kernel split it.
  *
  * Two huge pages that have content in common want each other: the one that is split first finds its
  * twins in one that is kept, and says so (huge_wanted). A chunk that was to be split, but of which

@@ -96,8 +96,8 @@ void match_hash(struct ksm_region *r, u32 page, u32 nr,
 	for (u32 k = 0; k < nr_jobs; k++)
 		for (u32 i = 0; i < b->jobs[k]->nr; i++)
 			if (b->jobs[k]->ok[i])
-				fn(r, b->jobs[k]->page[i], b->jobs[k]->hash[i],
-				   b->jobs[k]->zero[i], arg);
+				fn(r, b->jobs[k]->page[i], b->jobs[k]->hash[i], b->jobs[k]->zero[i],
+				   arg);
 }
 
 /* --- looking up ------------------------------------------------------------------------------- */

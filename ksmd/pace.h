@@ -34,12 +34,12 @@ u64 pace_first_interval(const struct pace_limits *l);
 u64 pace_next_interval(const struct pace_limits *l, u64 interval_us, const struct pace_pass *p);
 
 struct pace_window {
-	u8 quiet;	   /* looks in a row that found nothing written */
-	u8 hot;		   /* looks in a row that found mostly the same pages written again */
-	u8 stale;	   /* looks at broken pages in a row that found nothing new in them */
-	u8 looks;	   /* in all, modulo 256 */
-	u16 skip;	   /* passes that leave it out */
-	u16 skip_broken;   /* looks that leave its broken pages out */
+	u8 quiet;	 /* looks in a row that found nothing written */
+	u8 hot;		 /* looks in a row that found mostly the same pages written again */
+	u8 stale;	 /* looks at broken pages in a row that found nothing new in them */
+	u8 looks;	 /* in all, modulo 256 */
+	u16 skip;	 /* passes that leave it out */
+	u16 skip_broken; /* looks that leave its broken pages out */
 };
 
 /* What a look at a window saw. */

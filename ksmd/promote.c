@@ -107,8 +107,8 @@ void collect_late(struct engine *e)
 }
 
 /*
- * Promotes matches [0, nr), pages of one VM whose partners are of one VM. Appends to the placements;
- * returns how many were promoted.
+ * Promotes matches [0, nr), pages of one VM whose partners are of one VM. Appends to the
+ * placements; returns how many were promoted.
  */
 static u32 promote(struct ksm_vm *vm, struct match *m, u32 nr, struct placement *own,
 		   struct placement *partners)

@@ -17,7 +17,11 @@
 #define SLOW_PAUSES    20
 
 /* The questions of a scan, in their order (jobs.h). */
-enum { ASK_BROKEN, ASK_HUGE, ASK_WRITTEN };
+enum {
+	ASK_BROKEN,
+	ASK_HUGE,
+	ASK_WRITTEN
+};
 
 /* Pages that were written since they were last protected (and anonymous, since only those are
  * registered): protects them. Not in huge pages: protecting one means that the next write splits
@@ -151,8 +155,8 @@ int scan_broken(struct ksm_region *r, u32 page, u32 nr,
 static void note_broken(struct ksm_region *r, const struct scan_part *found)
 {
 	for (int i = 0; i < found->nr; i++) {
-		for (u32 p = range_first(r, &found->ranges[i]);
-		     p < range_end(r, &found->ranges[i]); p++) {
+		for (u32 p = range_first(r, &found->ranges[i]); p < range_end(r, &found->ranges[i]);
+		     p++) {
 			if (r->state[p] != PG_SHARED)
 				continue;
 			page_set_broken(r, p);
@@ -175,8 +179,8 @@ static void note_written(struct ksm_region *r, u32 window, struct scan_buffers *
 	for (int i = 0; i < found->nr; i++) {
 		bool zero = found->ranges[i].categories & PAGE_IS_PFNZERO;
 
-		for (u32 p = range_first(r, &found->ranges[i]);
-		     p < range_end(r, &found->ranges[i]); p++) {
+		for (u32 p = range_first(r, &found->ranges[i]); p < range_end(r, &found->ranges[i]);
+		     p++) {
 			u8 state = r->state[p];
 
 			b->written[(p - window) / 64] |= (u64)1 << ((p - window) % 64);
@@ -303,9 +307,9 @@ bool scan_window(struct ksm_vm *vm)
 	if (!active && !broken)
 		nr = end - page;
 	else if (ask(b, broken ? &query_broken : NULL, huge ? &query_huge : NULL,
-		     !active	     ? NULL :
-		     r->first_pass ? &query_present :
-				       &query_written))
+		     !active	     ? NULL
+		     : r->first_pass ? &query_present
+				     : &query_written))
 		nr = run_scan(r, page, end - page, b);
 	if (!nr) {
 		/* Not to be scanned now (dying, hung): end this pass. */
@@ -322,8 +326,7 @@ bool scan_window(struct ksm_vm *vm)
 	if (active && !vm->unmerged && vm->conn && vm->engine->cfg.enabled)
 		find_sharing(r, page, nr, b);
 	vm->look.waiting += count_fresh(r, page, nr);
-	if (vm->cursor_page >= end &&
-	    pace_window_looked(page_window(r, page), &limits, &vm->look))
+	if (vm->cursor_page >= end && pace_window_looked(page_window(r, page), &limits, &vm->look))
 		vm->rouse = true;
 	return true;
 }
