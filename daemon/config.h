@@ -53,6 +53,11 @@ struct config {
 	u32 scan_cpu_permille; /* cpu_percent: of one core; daemon and agents together */
 	u64 scan_interval_us;  /* interval: between two passes over a VM; default 1s */
 	u32 scan_threads;      /* threads: reader threads, 1 to 64; default 1 */
+	/* cpu_percent_pressure: while the host is short of memory, if more than cpu_percent */
+	u32 scan_cpu_pressure_permille;
+	u32 pressure_some_permille;	 /* pressure_some: PSI that counts as short; 0: off */
+	u32 pressure_available_permille; /* pressure_available: of MemTotal, the same; 0: off */
+	u64 max_map_count; /* max_map_count: what vm.max_map_count is raised to; 0: left alone */
 	/* [store] */
 	u64 store_max_bytes; /* max_size: of one sharing domain's store */
 	/* [vm "GLOB"] */

@@ -85,6 +85,7 @@ void engine_configure(struct engine *e, const struct engine_config *cfg)
 	e->cfg.request_pages = cfg->request_pages;
 	e->cfg.maps_limit = cfg->maps_limit;
 	e->cfg.vm_max_bytes = cfg->vm_max_bytes;
+	e->cfg.pressure = cfg->pressure;
 }
 
 /* --- domains ---------------------------------------------------------------------------------- */

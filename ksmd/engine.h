@@ -87,6 +87,7 @@ struct engine_config {
 	bool enabled;	   /* false: no new merges */
 	u64 maps_limit;	   /* mappings that sharing may add to one VMM */
 	u64 vm_max_bytes;  /* guest memory that one VM may register */
+	bool pressure;	   /* the host is short of memory: what frees some may cost more */
 };
 
 int engine_new(const struct engine_config *cfg, const struct engine_ops *ops, struct engine **ret);
