@@ -45,8 +45,9 @@ struct vm {
 	u32 asked_pages;
 	u64 cpu_us, cpu_us_seen; /* of its agents: in all, and of the present connection */
 	u64 guest_faults, guest_faults_seen;
-	u64 map_count;	     /* mappings of the process when last counted; 0: not yet */
-	u64 maps_counted_us; /* when that was */
+	/* Mappings that the process has besides those that sharing made, when last counted. */
+	u64 maps_own, maps_counted_us;
+	bool maps_known;
 };
 
 /* What is known of the host; host.c alone changes it. */

@@ -331,8 +331,9 @@ static void write_map_count(struct mx_writer *w, const struct view *v, const str
 		any |= v->vms[i].map_count != 0;
 	if (!any)
 		return;
-	mx_family(w, "ballast_vm_map_count", MX_GAUGE,
-		  "All mappings of the VMM process, counted every 10 s or less often.");
+	mx_family(
+		w, "ballast_vm_map_count", MX_GAUGE,
+		"All mappings of the VMM process: its own as last counted, and those of sharing.");
 	for (i = 0; i < v->nr_vms; i++)
 		if (v->vms[i].map_count)
 			mx_sample_u64(w, &(struct mx_label){ "vm", names->text[i] }, 1,

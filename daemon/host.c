@@ -171,6 +171,17 @@ static struct vm *next_to_count(struct core *c, u64 now)
 	return oldest;
 }
 
+/* A count may be a minute old (COUNT_BYTES); what sharing adds is known at any time, so only the
+ * rest is kept. */
+static void note_count(struct vm *vm, u64 lines)
+{
+	struct ksm_vm_stats s;
+
+	engine_vm_stats(vm->ksm, &s);
+	vm->maps_own = lines > s.mappings ? lines - s.mappings : 0;
+	vm->maps_known = true;
+}
+
 static void count_mappings(struct core *c)
 {
 	struct host *h = &c->host;
@@ -194,7 +205,7 @@ static void count_mappings(struct core *c)
 			r = map_counter_step(&h->counter, &bytes);
 		vm = vm_of(c, h->counting);
 		if (r == 1 && vm)
-			vm->map_count = h->counter.lines;
+			note_count(vm, h->counter.lines);
 		/* Its pid may be another's by now: then the next look puts it right. */
 	}
 }

@@ -52,7 +52,7 @@ static void fill_vm(const struct vm *vm, struct vm_view *v)
 		.mappings = s.mappings,
 		.overhead_bytes = s.meta_bytes + vmm_bytes,
 		.vmm_bytes = vmm_bytes,
-		.map_count = vm->map_count,
+		.map_count = vm->maps_known ? vm->maps_own + s.mappings : 0,
 		.map_limit = mapcount_budget(vm->core->host.max_map_count),
 		.scanned_pages_total = s.scanned_total,
 		.hashed_pages_total = s.hashed_total,

@@ -23,8 +23,9 @@ struct vm_view {
 	u64 mappings;	      /* estimate of the extra VMAs that sharing made */
 	u64 overhead_bytes;   /* daemon metadata, and what it costs inside the VMM's process */
 	u64 vmm_bytes;	      /* the latter alone: the agent's books and kernel VMAs */
-	u64 map_count;	      /* all mappings of the VMM, counted now and then; 0: not yet */
-	u64 map_limit;	      /* of these, how many sharing may make */
+	u64 map_count; /* all mappings of the VMM: its own as last counted, and sharing's; 0: not
+			  yet */
+	u64 map_limit; /* of these, how many sharing may make */
 	/* Counters since the VM attached (or the daemon started). */
 	u64 scanned_pages_total, hashed_pages_total, merged_pages_total, zeroed_pages_total,
 		broken_pages_total, discarded_pages_total, unmerged_pages_total, failed_pages_total,

@@ -32,6 +32,10 @@ start_daemon scan.max_map_count=$NEW || die map_count_daemon "ballastd does not 
 check_eq map_count_raised $NEW "$(limit)"
 check_eq map_count_record "original $OLD raised $NEW" "$(record)"
 check_eq map_count_shown "$NEW $OLD" "$(shows)"
+# One that finds the folder taken must not put back what is the other's.
+timeout 20 "$BUILD/ballastd" --config "$CONF" >"$RUN/second.out" 2>&1
+check_eq map_count_second_status 1 $?
+check_eq map_count_second_leaves_it "$NEW original $OLD raised $NEW" "$(limit) $(record)"
 check map_count_stops stop_daemon
 check_eq map_count_put_back $OLD "$(limit)"
 check_eq map_count_record_gone "" "$(record)"
