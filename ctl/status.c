@@ -12,12 +12,13 @@ enum {
 	COL_SHARED,
 	COL_ZERO,
 	COL_SAVED,
+	COL_DEBT,
 	COL_STATE,
 	NR_COLUMNS
 };
 
 static const char *const headings[NR_COLUMNS] = {
-	"NAME", "PID", "CONFIGURED", "RESIDENT", "SHARED", "ZERO", "SAVED", "STATE",
+	"NAME", "PID", "CONFIGURED", "RESIDENT", "SHARED", "ZERO", "SAVED", "DEBT", "STATE",
 };
 
 /* Which member of a VM's object, and of "total", a column of bytes shows. */
@@ -27,7 +28,7 @@ static const struct {
 } byte_columns[] = {
 	{ COL_CONFIGURED, "configured_bytes" }, { COL_RESIDENT, "resident_bytes" },
 	{ COL_SHARED, "shared_bytes" },		{ COL_ZERO, "zero_bytes" },
-	{ COL_SAVED, "net_saved_bytes" },
+	{ COL_SAVED, "net_saved_bytes" },	{ COL_DEBT, "cow_debt_bytes" },
 };
 
 static const char *string_of(const json_t *j, const char *key)
@@ -88,6 +89,36 @@ static void print_host(const json_t *reply)
 	       ctl_bytes(overhead, number_of(total, "overhead_bytes")));
 }
 
+/* What bounds sharing, and what drives it; a daemon of an older version tells nothing of this. */
+static void print_limits(const json_t *reply)
+{
+	const json_t *host = json_object_get(reply, "host"), *vms = json_object_get(reply, "vms");
+	s64 now = number_of(host, "max_map_count"), most = 0, limit = 0;
+	const json_t *vm, *some = json_object_get(host, "pressure_some_permille");
+	char available[CTL_CELL_MAX], memory[CTL_CELL_MAX];
+	size_t i;
+
+	if (!now)
+		return;
+	json_array_foreach (vms, i, vm) {
+		most = MAX(most, number_of(vm, "map_count"));
+		limit = number_of(vm, "map_limit");
+	}
+	printf("mappings: vm.max_map_count %" PRId64 " (before Ballast %" PRId64 ")", now,
+	       number_of(host, "max_map_count_original"));
+	if (most)
+		printf("; the VM with most has %" PRId64 ", sharing may make %" PRId64, most,
+		       limit);
+	printf("\nmemory: %s; %s of %s available",
+	       json_is_true(json_object_get(host, "pressure")) ? "short" : "enough",
+	       ctl_bytes(available, number_of(host, "available_bytes")),
+	       ctl_bytes(memory, number_of(host, "memory_bytes")));
+	if (some)
+		printf(", tasks wait for it %.1f%% of the time",
+		       (double)json_integer_value(some) / 10);
+	putchar('\n');
+}
+
 int ctl_status(const struct ctl_options *o, char **args)
 {
 	struct ctl_table t = { .nr_columns = NR_COLUMNS, .left = 1U << COL_NAME | 1U << COL_STATE };
@@ -119,6 +150,7 @@ int ctl_status(const struct ctl_options *o, char **args)
 	add_row(&t, json_object_get(reply, "total"), "total", "", "");
 	r = ctl_table_print(&t, stdout);
 	print_host(reply);
+	print_limits(reply);
 	if (json_array_size(vms) == 0)
 		puts("No VM is attached: start one with \"ballast-run qemu-system-x86_64 ...\".");
 	ctl_table_free(&t);

@@ -55,6 +55,11 @@ struct config {
 	u64 scan_idle_interval_us; /* idle_interval: between two looks at unwritten memory */
 	u64 thp_split_min_saving;  /* bytes that splitting a huge page must save */
 	u32 scan_threads;	   /* threads: reader threads, 1 to 64; default 1 */
+	/* cpu_percent_pressure: while the host is short of memory, if more than cpu_percent */
+	u32 scan_cpu_pressure_permille;
+	u32 pressure_some_permille;	 /* pressure_some: PSI that counts as short; 0: off */
+	u32 pressure_available_permille; /* pressure_available: of MemTotal, the same; 0: off */
+	u64 max_map_count; /* max_map_count: what vm.max_map_count is raised to; 0: left alone */
 	/* [store] */
 	u64 store_max_bytes; /* max_size: of one sharing domain's store */
 	/* [vm "GLOB"] */

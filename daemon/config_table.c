@@ -24,6 +24,23 @@ static const char *count_text(char buf[PARSE_TEXT_MAX], u64 value)
 	return buf;
 }
 
+/* 0 is a number like others for the parser, and a word for people. */
+static int number_or_off(const char *s, u64 *ret)
+{
+	bool on;
+
+	if (parse_bool(s, &on) == 0 && !on) {
+		*ret = 0;
+		return 0;
+	}
+	return number_count(s, ret);
+}
+
+static const char *or_off_text(char buf[PARSE_TEXT_MAX], u64 value)
+{
+	return value ? count_text(buf, value) : "off";
+}
+
 static int number_mode(const char *s, u64 *ret)
 {
 	return parse_octal(s, 0, UINT64_MAX, ret);
@@ -100,6 +117,11 @@ static const struct value_type type_count = {
 	.accepts = "a whole number",
 	.number = number_count,
 	.number_text = count_text,
+};
+static const struct value_type type_count_or_off = {
+	.accepts = "a whole number, or off",
+	.number = number_or_off,
+	.number_text = or_off_text,
 };
 static const struct value_type type_mode = {
 	.accepts = "an octal file mode such as 0660",
@@ -181,6 +203,17 @@ const struct setting config_settings[] = {
 	  "a huge page is worth more to the guest than sharing a few pages of its 512" },
 	{ SEC_SCAN, "threads", &type_count, IN_CONFIG(scan_threads), 1, 64, "1",
 	  "one thread spends up to 100 cpu_percent; more are of use only above that" },
+	{ SEC_SCAN, "cpu_percent_pressure", &type_percent, IN_CONFIG(scan_cpu_pressure_permille), 1,
+	  16000, "20",
+	  "in place of cpu_percent, if more, while the host is short of memory: CPU is not what is short then" },
+	{ SEC_SCAN, "pressure_some", &type_percent, IN_CONFIG(pressure_some_permille), 0, 1000, "5",
+	  "the host is short of memory when tasks wait for it 0.5 of 10 s (/proc/pressure/memory): idle hosts show 0; 0 is off" },
+	{ SEC_SCAN, "pressure_available", &type_percent, IN_CONFIG(pressure_available_permille), 0,
+	  1000, "10",
+	  "or when less of its memory is available, so that there is time to merge before there is none; 0 is off" },
+	{ SEC_SCAN, "max_map_count", &type_count_or_off, IN_CONFIG(max_map_count), 0, INT32_MAX,
+	  "1048576",
+	  "vm.max_map_count is raised to this while the daemon runs: 16 times the kernel's default, as several distributions do; off or 0 leaves it alone" },
 
 	{ SEC_STORE, "max_size", &type_bytes, IN_CONFIG(store_max_bytes), MIB(1), GIB(16384),
 	  "64GiB",

@@ -9,12 +9,12 @@
  *   VM:    saved = shared_pages * (1 - store_pages / store_refs) + zero_pages
  *          net   = saved - overhead_bytes
  *   total: saved = sum of shared_pages - sum of store_pages + sum of zero_pages
- *          net   = saved - sum of overhead_bytes - sum of (index_bytes + store_meta_bytes)
+ *          net   = saved - all that Ballast takes of the host (view.h, view_totals())
  *
- * A VM's overhead_bytes is what exists for this VM alone. A domain's index and store tables serve
- * all its VMs, so only the total carries them; so it is less than the sum over the VMs. The total
- * also carries store pages that no guest maps any more. All of these are signed: sharing that does
- * not pay says so.
+ * A VM's overhead_bytes is what exists for this VM alone. The rest of the daemon (a domain's index
+ * and store tables serve all its VMs) only the total carries; so it is less than the sum over the
+ * VMs. The total also carries store pages that no guest maps any more. All of these are signed:
+ * sharing that does not pay says so.
  */
 #include <errno.h>
 #include <jansson.h>
@@ -45,28 +45,38 @@ struct field {
 	}
 
 static const struct field host_fields[] = {
-	HOST(uptime_us),
-	HOST(cpu_us_total),
-	HOST(daemon_rss_bytes),
-	HOST(reloads_total),
-	HOST(reload_errors_total),
-	HOST(protocol_errors_total),
-	HOST(blocked_readers_total),
+	HOST(uptime_us),	   HOST(cpu_us_total),		 HOST(daemon_rss_bytes),
+	HOST(max_map_count),	   HOST(max_map_count_original), HOST(reloads_total),
+	HOST(reload_errors_total), HOST(protocol_errors_total),	 HOST(blocked_readers_total),
 };
 
 static const struct field vm_fields[] = {
-	VM(configured_bytes),	   VM(shared_pages),	     VM(zero_pages),
-	VM(broken_pages),	   VM(candidate_pages),	     VM(mappings),
-	VM(overhead_bytes),	   VM(scanned_pages_total),  VM(hashed_pages_total),
-	VM(merged_pages_total),	   VM(zeroed_pages_total),   VM(broken_pages_total),
-	VM(discarded_pages_total), VM(unmerged_pages_total), VM(failed_pages_total),
-	VM(pinned_pages_total),	   VM(passes_total),	     VM(agent_cpu_us_total),
+	VM(configured_bytes),
+	VM(shared_pages),
+	VM(zero_pages),
+	VM(broken_pages),
+	VM(candidate_pages),
+	VM(mappings),
+	VM(map_count),
+	VM(map_limit),
+	VM(overhead_bytes),
+	VM(scanned_pages_total),
+	VM(hashed_pages_total),
+	VM(merged_pages_total),
+	VM(zeroed_pages_total),
+	VM(broken_pages_total),
+	VM(discarded_pages_total),
+	VM(unmerged_pages_total),
+	VM(failed_pages_total),
+	VM(pinned_pages_total),
+	VM(passes_total),
+	VM(agent_cpu_us_total),
 	VM(guest_faults_total),
 };
 
 static const struct field domain_fields[] = {
 	DOMAIN(store_pages), DOMAIN(store_refs),       DOMAIN(index_entries),
-	DOMAIN(index_bytes), DOMAIN(store_meta_bytes),
+	DOMAIN(index_bytes), DOMAIN(store_meta_bytes), DOMAIN(store_memory_bytes),
 };
 
 /* JSON text is UTF-8, but a VM's name is whatever its VMM said. */
@@ -107,13 +117,8 @@ static int put_fields(json_t *object, const struct field *fields, size_t nr, con
 	return r;
 }
 
-/* Sums of what the VMs' objects hold; resident counts the VMs that could be read. */
-struct totals {
-	s64 configured, resident, shared, zero, saved, overhead;
-};
-
-static json_t *vm_json(const struct view *v, const struct vm_view *vm, bool resident,
-		       struct totals *t)
+/* @ret_resident: NULL, or what could be read is added to it. */
+static json_t *vm_json(const struct view *v, const struct vm_view *vm, s64 *ret_resident)
 {
 	s64 saved;
 	struct proc_memory mem;
@@ -132,18 +137,15 @@ static json_t *vm_json(const struct view *v, const struct vm_view *vm, bool resi
 	r |= put(j, "unmerged", json_boolean(vm->unmerged));
 	r |= put_fields(j, vm_fields, ARRAY_SIZE(vm_fields), vm);
 	/* Absent when the VMM has ended meanwhile. */
-	if (resident && proc_memory(vm->pid, &mem) == 0) {
+	if (ret_resident && proc_memory(vm->pid, &mem) == 0) {
 		r |= put(j, "resident_bytes", u64_json(mem.pss));
-		t->resident += (s64)mem.pss;
+		*ret_resident += (s64)mem.pss;
 	}
 	r |= put(j, "shared_bytes", u64_json(vm->shared_pages * PAGE_BYTES));
 	r |= put(j, "zero_bytes", u64_json(vm->zero_pages * PAGE_BYTES));
 	r |= put(j, "saved_bytes", json_integer(saved));
 	r |= put(j, "net_saved_bytes", json_integer(saved - (s64)vm->overhead_bytes));
-	t->configured += (s64)vm->configured_bytes;
-	t->shared += (s64)(vm->shared_pages * PAGE_BYTES);
-	t->zero += (s64)(vm->zero_pages * PAGE_BYTES);
-	t->overhead += (s64)vm->overhead_bytes;
+	r |= put(j, "cow_debt_bytes", u64_json(view_vm_cow_debt_bytes(vm)));
 	if (r < 0) {
 		json_decref(j);
 		return NULL;
@@ -169,6 +171,11 @@ static json_t *host_json(const struct host_view *h)
 
 	if (put(j, "scanning", json_boolean(h->scanning)) < 0 ||
 	    put(j, "scan_cpu_permille", u64_json(h->scan_cpu_permille)) < 0 ||
+	    put(j, "pressure", json_boolean(h->pressure)) < 0 ||
+	    (h->has_pressure_some &&
+	     put(j, "pressure_some_permille", u64_json(h->pressure_some_permille)) < 0) ||
+	    (h->memory_bytes && (put(j, "memory_bytes", u64_json(h->memory_bytes)) < 0 ||
+				 put(j, "available_bytes", u64_json(h->available_bytes)) < 0)) ||
 	    put_fields(j, host_fields, ARRAY_SIZE(host_fields), h) < 0) {
 		json_decref(j);
 		return NULL;
@@ -176,40 +183,34 @@ static json_t *host_json(const struct host_view *h)
 	return j;
 }
 
-static json_t *totals_json(const struct view *v, struct totals *t)
+static json_t *totals_json(const struct view *v, s64 resident)
 {
-	s64 store = 0;
-	s64 net;
+	struct view_totals t;
 
-	for (u32 i = 0; i < v->nr_domains; i++) {
-		store += (s64)(v->domains[i].store_pages * PAGE_BYTES);
-		t->overhead += (s64)(v->domains[i].index_bytes + v->domains[i].store_meta_bytes);
-	}
-	t->saved = t->shared + t->zero - store;
-	net = t->saved - t->overhead;
-	return json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "configured_bytes",
-			 (json_int_t)t->configured, "resident_bytes", (json_int_t)t->resident,
-			 "shared_bytes", (json_int_t)t->shared, "zero_bytes", (json_int_t)t->zero,
-			 "store_bytes", (json_int_t)store, "saved_bytes", (json_int_t)t->saved,
-			 "overhead_bytes", (json_int_t)t->overhead, "net_saved_bytes",
-			 (json_int_t)net);
+	view_totals(v, &t);
+	return json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "configured_bytes",
+			 (json_int_t)t.configured, "resident_bytes", (json_int_t)resident,
+			 "shared_bytes", (json_int_t)t.shared, "zero_bytes", (json_int_t)t.zero,
+			 "store_bytes", (json_int_t)t.store, "saved_bytes", (json_int_t)t.saved,
+			 "overhead_bytes", (json_int_t)t.overhead, "net_saved_bytes",
+			 (json_int_t)t.net_saved, "cow_debt_bytes", (json_int_t)t.cow_debt);
 }
 
 static json_t *view_json(const struct view *v, bool resident)
 {
 	json_t *j = json_object(), *vms = json_array(), *domains = json_array();
-	struct totals t = { 0 };
+	s64 pss = 0;
 	int r = 0;
 
 	for (u32 i = 0; i < v->nr_vms; i++)
-		r |= json_array_append_new(vms, vm_json(v, &v->vms[i], resident, &t));
+		r |= json_array_append_new(vms, vm_json(v, &v->vms[i], resident ? &pss : NULL));
 	for (u32 i = 0; i < v->nr_domains; i++)
 		r |= json_array_append_new(domains, domain_json(&v->domains[i]));
 	r |= put(j, "ok", json_true());
 	r |= put(j, "host", host_json(&v->host));
 	r |= put(j, "vms", vms);
 	r |= put(j, "domains", domains);
-	r |= put(j, "total", totals_json(v, &t));
+	r |= put(j, "total", totals_json(v, pss));
 	if (r < 0) {
 		json_decref(j);
 		return NULL;

@@ -13,30 +13,12 @@
 #include "common/procfs.h"
 #include "daemon/core.h"
 
-/* The kernel's default of vm.max_map_count; mappings that are left to the VMM itself. */
-#define MAX_MAP_COUNT_DEFAULT 65530
-#define MAPS_LEFT_TO_VMM      8192
 /* A VM may be larger than the host, within reason. */
 #define VM_MAX_TIMES_HOST 4
 
 static enum ksm_mode mode_of(enum share_mode share)
 {
 	return share == SHARE_ON ? KSM_ON : share == SHARE_ZERO_ONLY ? KSM_ZERO_ONLY : KSM_OFF;
-}
-
-static u64 maps_limit(void)
-{
-	u64 max = MAX_MAP_COUNT_DEFAULT;
-	FILE *f = fopen("/proc/sys/vm/max_map_count", "re");
-
-	if (f) {
-		unsigned long long v;
-
-		if (fscanf(f, "%llu", &v) == 1)
-			max = v;
-		fclose(f);
-	}
-	return max > 2 * MAPS_LEFT_TO_VMM ? max - MAPS_LEFT_TO_VMM : max / 2;
 }
 
 static struct engine_config engine_config_of(const struct core *c)
@@ -49,19 +31,20 @@ static struct engine_config engine_config_of(const struct core *c)
 		.threads = c->config.scan_threads,
 		/* At a small budget a request is small, so that the budget is kept second by
 		   second. */
-		.request_pages = MIN(MAX(c->config.scan_cpu_permille * 8, 128u), ENGINE_PAGES_MAX),
+		.request_pages = MIN(MAX(host_cpu_permille(c) * 8, 128u), ENGINE_PAGES_MAX),
 		.enabled = c->config.scan_enabled && !c->paused,
-		.maps_limit = maps_limit(),
+		.maps_limit = mapcount_budget(c->host.max_map_count),
 		.vm_max_bytes = (u64)sysconf(_SC_PHYS_PAGES) * PAGE_BYTES * VM_MAX_TIMES_HOST,
+		.pressure = c->host.pressure.on,
 	};
 }
 
-static void apply_config(struct core *c)
+void core_apply(struct core *c)
 {
 	struct engine_config cfg = engine_config_of(c);
 
 	engine_configure(c->engine, &cfg);
-	c->pacing.permille = c->config.scan_cpu_permille;
+	c->pacing.permille = host_cpu_permille(c);
 	log_set_level(c->config.log_debug ? LOG_LEVEL_DEBUG : LOG_LEVEL_INFO);
 }
 
@@ -269,7 +252,7 @@ static int op_set_paused(void *core, bool paused)
 	struct core *c = core;
 
 	c->paused = paused;
-	apply_config(c);
+	core_apply(c);
 	log_info("merging %s", paused ? "paused" : "resumed");
 	core_kick(c);
 	return 0;
@@ -332,7 +315,8 @@ void core_reload(struct core *c)
 			"changed paths, metrics listener, threads or store size take effect at the next start");
 	config_free(&c->config);
 	c->config = fresh;
-	apply_config(c);
+	host_reload(c);
+	core_apply(c);
 	for (struct vm *vm = c->vms; vm; vm = vm->next)
 		apply_vm_config(vm);
 	log_info("configuration reloaded");
@@ -371,13 +355,16 @@ int core_start(struct core *c)
 	r = take_lock(c);
 	if (r < 0)
 		return r;
+	r = host_start(c);
+	if (r < 0)
+		return r;
 	ecfg = engine_config_of(c);
 	r = engine_new(&ecfg, &agent_engine_ops, &c->engine);
 	if (r < 0) {
 		log_err("cannot start the engine: %s", strerror(-r));
 		return r;
 	}
-	apply_config(c);
+	core_apply(c);
 	r = sd_event_add_time(c->event, &c->work_timer, CLOCK_MONOTONIC, now_us(), 1000, on_work,
 			      c);
 	if (r < 0)
@@ -405,6 +392,7 @@ void core_stop(struct core *c)
 	agents_stop(c);
 	control_free(c->control);
 	publish_stop(c);
+	host_stop(c);
 	/* What is merged stays merged, and the next daemon finds it by the state file. */
 	while (c->vms) {
 		struct vm *vm = c->vms;

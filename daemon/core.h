@@ -6,6 +6,7 @@
  *   core.c      the VM registry, pacing of the engine, reload, what the control socket asks for
  *   agents.c    the agent socket: connections, messages
  *   recovery.c  what a restarted daemon must know: the state file, finding the stores again
+ *   host.c      the host: memory pressure, vm.max_map_count, how many mappings the VMMs have
  *   publish.c   the view (view.h), and its copy for the metrics thread, handed over by RCU
  *
  * One thread runs all of it, on an sd-event loop. Other threads: readers (ksmd/reader.h) and HTTP
@@ -17,7 +18,9 @@
 #include <systemd/sd-event.h>
 #include "daemon/config.h"
 #include "daemon/control.h"
+#include "daemon/mapcount.h"
 #include "daemon/pacing.h"
+#include "daemon/pressure.h"
 #include "daemon/view.h"
 #include "hypervisor-hooks/wire.h"
 #include "ksmd/engine.h"
@@ -42,6 +45,21 @@ struct vm {
 	u32 asked_pages;
 	u64 cpu_us, cpu_us_seen; /* of its agents: in all, and of the present connection */
 	u64 guest_faults, guest_faults_seen;
+	/* Mappings that the process has besides those that sharing made, when last counted. */
+	u64 maps_own, maps_counted_us;
+	bool maps_known;
+};
+
+/* What is known of the host; host.c alone changes it. */
+struct host {
+	u64 max_map_count; /* now */
+	u64 max_map_count_wanted;
+	struct map_record map_record;
+	struct pressure pressure;
+	struct pressure_sample sample; /* total_bytes 0: could not be read */
+	struct map_counter counter;    /* its fd -1: none is being counted */
+	pid_t counting;
+	sd_event_source *timer;
 };
 
 /* Who is at the other end of a connection, by the kernel's word. */
@@ -68,6 +86,7 @@ struct core {
 	u64 reloads, reload_errors, protocol_errors;
 
 	struct pacing pacing;
+	struct host host;
 	sd_event_source *work_timer, *publish_timer, *recovery_timer;
 
 	int lock_fd, agent_fd;
@@ -84,6 +103,8 @@ struct core {
 int core_start(struct core *c); /* @c->config and @c->event are set; logs what is wrong */
 void core_stop(struct core *c);
 void core_reload(struct core *c);
+/* The configuration, or what is known of the host, has changed: tells the engine and the pacing. */
+void core_apply(struct core *c);
 void core_kick(struct core *c); /* there may be work: run the engine as soon as the budget allows */
 /* Finds the VM of a process, or adds it. */
 int core_vm_get(struct core *c, const struct peer_process *peer, const char *name, const char *uuid,
@@ -102,6 +123,16 @@ void recovery_free(struct core *c);
 /* The domain that a process's memory is merged in since before the restart; NULL: none. */
 const char *recovery_domain(const struct core *c, pid_t pid, u64 starttime);
 int recovery_save(struct core *c); /* logs what is wrong */
+
+/* Pids of processes that a previous daemon's store was given to and that have not connected again.
+ * 0: no more; begin with *@at = 0. */
+pid_t recovery_next_pid(const struct core *c, u32 *at);
+
+/* host.c */
+int host_start(struct core *c);
+void host_stop(struct core *c); /* while c->vms is still there: puts vm.max_map_count back */
+void host_reload(struct core *c);
+u32 host_cpu_permille(const struct core *c); /* the budget as it is now */
 
 /* publish.c */
 int core_view(struct core *c, struct view *ret);

@@ -40,6 +40,13 @@ static const struct field host_fields[] = {
 	  HOST(scan_cpu_permille) },
 	{ "ballast_daemon_resident_bytes", "Resident memory of the daemon itself.", MX_GAUGE,
 	  UNIT_ONE, HOST(daemon_rss_bytes) },
+	{ "ballast_max_map_count", "vm.max_map_count of the host now.", MX_GAUGE, UNIT_ONE,
+	  HOST(max_map_count) },
+	{ "ballast_max_map_count_original",
+	  "What it was before the daemon raised it, and will be when it stops.", MX_GAUGE, UNIT_ONE,
+	  HOST(max_map_count_original) },
+	{ "ballast_host_pressure", "1 while the host is short of memory by [scan] pressure_*.",
+	  MX_GAUGE, UNIT_BOOL, HOST(pressure) },
 	{ "ballast_config_reloads_total", "Configuration reloads that were applied.", MX_COUNTER,
 	  UNIT_ONE, HOST(reloads_total) },
 	{ "ballast_config_reload_errors_total",
@@ -69,6 +76,8 @@ static const struct field vm_fields[] = {
 	  MX_GAUGE, UNIT_PAGES, VM(candidate_pages) },
 	{ "ballast_vm_mappings", "Estimate of the mappings that sharing added to the VMM process.",
 	  MX_GAUGE, UNIT_ONE, VM(mappings) },
+	{ "ballast_vm_map_limit", "Mappings that sharing may add to the VMM process.", MX_GAUGE,
+	  UNIT_ONE, VM(map_limit) },
 	{ "ballast_vm_overhead_bytes",
 	  "Memory spent on sharing for this VM: metadata and kernel mappings.", MX_GAUGE, UNIT_ONE,
 	  VM(overhead_bytes) },
@@ -101,6 +110,8 @@ static const struct field vm_fields[] = {
 static const struct field domain_fields[] = {
 	{ "ballast_store_bytes", "Memory of the sharing domain's store that is in use.", MX_GAUGE,
 	  UNIT_PAGES, DOM(store_pages) },
+	{ "ballast_store_memory_bytes", "Memory that the store's file takes by the kernel's word.",
+	  MX_GAUGE, UNIT_ONE, DOM(store_memory_bytes) },
 	{ "ballast_store_references", "Guest pages that map the store's pages.", MX_GAUGE, UNIT_ONE,
 	  DOM(store_refs) },
 	{ "ballast_store_metadata_bytes", "Memory spent on the store's books.", MX_GAUGE, UNIT_ONE,
@@ -261,6 +272,74 @@ static void write_vm_info(struct mx_writer *w, const struct view *v, const struc
 	}
 }
 
+/* What the host as a whole saves and owes. */
+static void write_totals(struct mx_writer *w, const struct view *v)
+{
+	struct view_totals t;
+
+	view_totals(v, &t);
+	mx_family(w, "ballast_saved_bytes", MX_GAUGE,
+		  "Host memory that sharing saves: shared and zero pages less the stores.");
+	mx_sample_f64(w, NULL, 0, (double)t.saved);
+	mx_family(w, "ballast_overhead_bytes", MX_GAUGE,
+		  "Host memory that Ballast takes: the daemon, and its part in VMMs and kernel.");
+	mx_sample_f64(w, NULL, 0, (double)t.overhead);
+	mx_family(w, "ballast_net_saved_bytes", MX_GAUGE,
+		  "Saved less overhead; negative if sharing does not pay.");
+	mx_sample_f64(w, NULL, 0, (double)t.net_saved);
+	mx_family(w, "ballast_cow_debt_bytes", MX_GAUGE,
+		  "Memory the host would have to find if all sharing broke, the stores freed.");
+	mx_sample_f64(w, NULL, 0, (double)t.cow_debt);
+}
+
+/* What the kernel may not tell. */
+static void write_host_memory(struct mx_writer *w, const struct host_view *h)
+{
+	if (h->has_pressure_some) {
+		mx_family(w, "ballast_host_memory_pressure_ratio", MX_GAUGE,
+			  "Of the last 10 s, how long some task waited for memory (PSI).");
+		mx_sample_f64(w, NULL, 0, h->pressure_some_permille / 1e3);
+	}
+	if (!h->memory_bytes)
+		return;
+	mx_family(w, "ballast_host_memory_bytes", MX_GAUGE, "MemTotal of the host.");
+	mx_sample_u64(w, NULL, 0, h->memory_bytes);
+	mx_family(w, "ballast_host_available_bytes", MX_GAUGE, "MemAvailable of the host.");
+	mx_sample_u64(w, NULL, 0, h->available_bytes);
+}
+
+static void write_vm_debt(struct mx_writer *w, const struct view *v, const struct names *names)
+{
+	u32 i;
+
+	if (!v->nr_vms)
+		return;
+	mx_family(w, "ballast_vm_cow_debt_bytes", MX_GAUGE,
+		  "Memory the VM would need in addition if all its sharing broke.");
+	for (i = 0; i < v->nr_vms; i++)
+		mx_sample_u64(w, &(struct mx_label){ "vm", names->text[i] }, 1,
+			      view_vm_cow_debt_bytes(&v->vms[i]));
+}
+
+/* Of those that were counted. */
+static void write_map_count(struct mx_writer *w, const struct view *v, const struct names *names)
+{
+	bool any = false;
+	u32 i;
+
+	for (i = 0; i < v->nr_vms; i++)
+		any |= v->vms[i].map_count != 0;
+	if (!any)
+		return;
+	mx_family(
+		w, "ballast_vm_map_count", MX_GAUGE,
+		"All mappings of the VMM process: its own as last counted, and those of sharing.");
+	for (i = 0; i < v->nr_vms; i++)
+		if (v->vms[i].map_count)
+			mx_sample_u64(w, &(struct mx_label){ "vm", names->text[i] }, 1,
+				      v->vms[i].map_count);
+}
+
 static void write_saved(struct mx_writer *w, const struct view *v, const struct names *names,
 			bool net, const char *family, const char *help)
 {
@@ -296,12 +375,18 @@ void exporter_write(struct mx_writer *w, const struct view *v)
 		write_field(w, &host_fields[i], &v->host, NULL);
 	}
 
+	write_host_memory(w, &v->host);
+	write_totals(w, v);
+
 	write_vm_info(w, v, &vms);
 	write_fields(w, vm_fields, ARRAY_SIZE(vm_fields), v->vms, sizeof(*v->vms), &vms, "vm");
 	write_saved(w, v, &vms, false, "ballast_vm_saved_bytes",
 		    "Host memory that sharing saves for this VM, its part of the store counted.");
 	write_saved(w, v, &vms, true, "ballast_vm_net_saved_bytes",
 		    "The same less ballast_vm_overhead_bytes; negative if sharing does not pay.");
+
+	write_vm_debt(w, v, &vms);
+	write_map_count(w, v, &vms);
 
 	write_fields(w, domain_fields, ARRAY_SIZE(domain_fields), v->domains, sizeof(*v->domains),
 		     &domains, "domain");

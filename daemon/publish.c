@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <urcu.h>
 #include <unistd.h>
 #include "common/clock.h"
@@ -15,12 +16,16 @@
 #include "common/procfs.h"
 #include "daemon/core.h"
 #include "daemon/exporter.h"
+#include "ksmd/store.h"
 
 #define PUBLISH_US 1000000
-/* A mapping's kernel memory, besides page tables: a vm_area_struct and its anon_vma, rounded up
- * (slabinfo). */
-#define MAPPING_BYTES 320
-#define DOMAINS_MAX   256
+/* A mapping's kernel memory: a vm_area_struct (192), its part of a maple tree node (23), and once a
+ * page in it broke an anon_vma and its chain (104, 64). Page tables are not in it: sharing adds
+ * none (docs/ARCHITECTURE.md, "What sharing costs"). */
+#define MAPPING_BYTES 384
+/* The agent's books in the VMM: a bit a page, two bytes for 2 MiB (hypervisor-hooks/agent.h). */
+#define AGENT_BYTES(configured) ((configured) / PAGE_BYTES / 8 + (configured) / CHUNK_BYTES * 2)
+#define DOMAINS_MAX		256
 
 struct published {
 	struct rcu_head rcu;
@@ -31,7 +36,10 @@ static void fill_vm(const struct vm *vm, struct vm_view *v)
 {
 	struct ksm_vm_stats s;
 
+	u64 vmm_bytes;
+
 	engine_vm_stats(vm->ksm, &s);
+	vmm_bytes = s.mappings * MAPPING_BYTES + AGENT_BYTES(s.configured_pages << PAGE_SHIFT);
 	*v = (struct vm_view){
 		.pid = vm->pid,
 		.connected = vm->agent != NULL,
@@ -42,7 +50,10 @@ static void fill_vm(const struct vm *vm, struct vm_view *v)
 		.broken_pages = s.broken_pages,
 		.candidate_pages = s.candidate_pages,
 		.mappings = s.mappings,
-		.overhead_bytes = s.meta_bytes + s.mappings * MAPPING_BYTES,
+		.overhead_bytes = s.meta_bytes + vmm_bytes,
+		.vmm_bytes = vmm_bytes,
+		.map_count = vm->maps_known ? vm->maps_own + s.mappings : 0,
+		.map_limit = mapcount_budget(vm->core->host.max_map_count),
 		.scanned_pages_total = s.scanned_total,
 		.hashed_pages_total = s.hashed_total,
 		.merged_pages_total = s.merged_total,
@@ -62,6 +73,18 @@ static void fill_vm(const struct vm *vm, struct vm_view *v)
 	snprintf(v->share, sizeof(v->share), "%s", share_mode_name(vm->share));
 }
 
+/* What the store's file takes by the kernel's word; what is in its books if that cannot be had. */
+static u64 store_memory_bytes(struct core *c, const struct ksm_domain_stats *s)
+{
+	struct ksm_domain *d;
+	struct stat st;
+
+	if (engine_domain(c->engine, s->name, &d) < 0 ||
+	    fstat(store_fd_readonly(domain_store(d)), &st) < 0)
+		return s->store_pages * PAGE_BYTES;
+	return (u64)st.st_blocks * 512;
+}
+
 static int fill_domains(struct core *c, struct view *v)
 {
 	struct ksm_domain_stats stats[DOMAINS_MAX];
@@ -79,12 +102,14 @@ static int fill_domains(struct core *c, struct view *v)
 		d->index_entries = stats[i].index_entries;
 		d->index_bytes = stats[i].index_bytes;
 		d->store_meta_bytes = stats[i].store_meta_bytes;
+		d->store_memory_bytes = store_memory_bytes(c, &stats[i]);
 	}
 	return 0;
 }
 
 int core_view(struct core *c, struct view *ret)
 {
+	const struct host *h = &c->host;
 	struct view v = { 0 };
 	u64 rss = 0;
 	u32 i = 0;
@@ -104,7 +129,16 @@ int core_view(struct core *c, struct view *ret)
 		.uptime_us = now_us() - c->started_us,
 		.cpu_us_total = core_cpu_us(c),
 		.daemon_rss_bytes = rss,
-		.scan_cpu_permille = c->config.scan_cpu_permille,
+		.scan_cpu_permille = host_cpu_permille(c),
+		.max_map_count = h->max_map_count,
+		.max_map_count_original = h->map_record.raised == h->max_map_count
+						  ? h->map_record.original
+						  : h->max_map_count,
+		.pressure = h->pressure.on,
+		.has_pressure_some = h->sample.has_some,
+		.pressure_some_permille = h->sample.some_permille,
+		.memory_bytes = h->sample.total_bytes,
+		.available_bytes = h->sample.available_bytes,
 		.reloads_total = c->reloads,
 		.reload_errors_total = c->reload_errors,
 		.protocol_errors_total = c->protocol_errors,

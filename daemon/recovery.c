@@ -317,6 +317,19 @@ int recovery_start(struct core *c)
 				 0, on_timer, c);
 }
 
+pid_t recovery_next_pid(const struct core *c, u32 *at)
+{
+	for (; c->recovery && *at < c->recovery->nr_vms; (*at)++) {
+		const struct old_vm *v = &c->recovery->vms[*at];
+
+		if (!v->done && same_process(v->pid, v->starttime)) {
+			(*at)++;
+			return v->pid;
+		}
+	}
+	return 0;
+}
+
 void recovery_free(struct core *c)
 {
 	free(c->recovery);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * What the daemon knows, as plain numbers: the one source of `ballastctl status` and of the
- * metrics. Filled by the core (registry.c), read by control.c and exporter.c. All sizes in bytes
+ * metrics. Filled by the core (publish.c), read by control.c and exporter.c. All sizes in bytes
  * unless named pages.
  */
 #ifndef BALLAST_DAEMON_VIEW_H
@@ -21,7 +21,11 @@ struct vm_view {
 	u64 broken_pages;     /* pages of store mappings that the guest has since written */
 	u64 candidate_pages;  /* private pages whose hash is in the index */
 	u64 mappings;	      /* estimate of the extra VMAs that sharing made */
-	u64 overhead_bytes;   /* daemon metadata and kernel VMAs for this VM */
+	u64 overhead_bytes;   /* daemon metadata, and what it costs inside the VMM's process */
+	u64 vmm_bytes;	      /* the latter alone: the agent's books and kernel VMAs */
+	u64 map_count; /* all mappings of the VMM: its own as last counted, and sharing's; 0: not
+			  yet */
+	u64 map_limit; /* of these, how many sharing may make */
 	/* Counters since the VM attached (or the daemon started). */
 	u64 scanned_pages_total, hashed_pages_total, merged_pages_total, zeroed_pages_total,
 		broken_pages_total, discarded_pages_total, unmerged_pages_total, failed_pages_total,
@@ -34,13 +38,20 @@ struct domain_view {
 	u64 store_refs;	 /* guest pages that map them */
 	u64 index_entries;
 	u64 index_bytes, store_meta_bytes;
+	u64 store_memory_bytes; /* what the store's file really takes, holes that were read included
+				 */
 };
 
 struct host_view {
 	bool scanning;		     /* false: paused or disabled */
 	u64 uptime_us, cpu_us_total; /* daemon and agents */
 	u64 daemon_rss_bytes;
-	u32 scan_cpu_permille;
+	u32 scan_cpu_permille;			   /* as it is now, pressure considered */
+	u64 max_map_count, max_map_count_original; /* the same unless the daemon raised it */
+	bool pressure;				   /* the host is short of memory */
+	bool has_pressure_some;			   /* the kernel has PSI */
+	u32 pressure_some_permille;	   /* of the last 10 s, how long tasks waited for memory */
+	u64 memory_bytes, available_bytes; /* 0: could not be read */
 	u64 reloads_total, reload_errors_total, protocol_errors_total, blocked_readers_total;
 };
 
@@ -58,6 +69,29 @@ struct view {
  * False: the part cannot be said (its domain has no references yet, after a restart).
  */
 bool view_vm_saved_bytes(const struct view *v, const struct vm_view *vm, s64 *ret);
+
+/*
+ * Copy-on-write debt: memory that the host would have to find if sharing broke, as it does when
+ * guests write. A VM's: each shared and each zero page would need a frame of its own. The host's is
+ * less than the sum: when the last guest page that maps a store page breaks, the store's frame is
+ * free.
+ */
+u64 view_vm_cow_debt_bytes(const struct vm_view *vm);
+
+/* Of a page cache tree node (584 bytes for 64 pages): what the kernel needs for a store page that
+ * it did not need for the anonymous pages. */
+#define STORE_PAGE_KERNEL_BYTES 9
+
+/*
+ * The whole host, signed: sharing that does not pay says so. Overhead is all that Ballast takes:
+ * the daemon's resident memory (its metadata is in that), what it costs in the VMMs, and what the
+ * stores' files take beyond their pages, in the kernel too. So the net saving is less than the sum
+ * over the VMs. Store pages that no guest maps any more are not saved in the first place.
+ */
+struct view_totals {
+	s64 configured, shared, zero, store, saved, overhead, net_saved, cow_debt; /* bytes */
+};
+void view_totals(const struct view *v, struct view_totals *ret);
 
 void view_free(struct view *v); /* frees the arrays, not @v */
 

@@ -177,16 +177,19 @@ DAEMON_PID=
 export BALLAST_AGENT_SOCKET=$AGENT_SOCKET
 
 # write_config [SECTION.KEY=VALUE...]: writes $CONF. The section ends at the last dot before the "=",
-# so that 'vm "web*".share=off' works. Sockets lie in $RUN; metrics are off unless metrics.port is given.
+# so that 'vm "web*".share=off' works. Sockets lie in $RUN; metrics are off unless metrics.port is given, and
+# vm.max_map_count is left alone unless scan.max_map_count is.
 write_config()
 {
 	local -A text=() value=()
-	local -a order=(daemon metrics)
+	local -a order=(daemon metrics scan)
 	local arg lhs section key
 	value[daemon.run_dir]=$RUN
 	value[daemon.agent_socket]=$AGENT_SOCKET
 	value[daemon.control_socket]=$CONTROL_SOCKET
 	value[metrics.enabled]=no
+	# A setting of the whole host, which other tests and daemons may be using: test_46 is about it.
+	value[scan.max_map_count]=off
 	for arg in "$@"; do
 		lhs=${arg%%=*}
 		value[$lhs]=${arg#*=}

@@ -10,6 +10,8 @@
  * nothing; claims hours of CPU tool_vmm eat MIB       reads the holes of the store, so that they
  * become pages, and ends tool_vmm write UID     as that user: tries all ways to write the store
  * that it was given; prints each that worked
+ *   tool_vmm maps N          an honest one, with N mappings, that needs a new one all the time;
+ *                            SIGUSR1: gives them up. It does not connect again.
  *
  * Runs until SIGTERM or SIGKILL. Its name is what it does. Prints a line at each step.
  */
@@ -357,6 +359,35 @@ static void run_write(void)
 	tried("chmod", fchmod(store, 0666) == 0);
 }
 
+/* Each page a mapping of its own, by its protection. */
+static void run_maps(u64 n)
+{
+	u64 bytes = n << PAGE_SHIFT;
+	u8 *at = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (at == MAP_FAILED)
+		give_up("mmap", -errno);
+	for (u64 i = 0; i < n; i += 2)
+		if (mprotect(at + (i << PAGE_SHIFT), PAGE_BYTES, PROT_READ) < 0)
+			give_up("mprotect", -errno);
+	say("mapped");
+	while (!stop_signal) {
+		/* As for the stack of a thread; no neighbour has its protection, so that it is a
+		 * mapping more. */
+		void *stack = mmap(NULL, PAGE_BYTES, PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+		if (stack == MAP_FAILED)
+			give_up("one more mapping", -errno);
+		munmap(stack, PAGE_BYTES);
+		usleep(20000);
+		if (go_signal) {
+			go_signal = 0;
+			munmap(at, bytes);
+			say("unmapped");
+		}
+	}
+}
+
 int main(int argc, char **argv)
 {
 	const char *what = argc > 1 ? argv[1] : "";
@@ -381,6 +412,8 @@ int main(int argc, char **argv)
 		run_eat(n);
 	else if (strcmp(what, "write") == 0)
 		run_write();
+	else if (strcmp(what, "maps") == 0)
+		run_maps(n);
 	else
 		return 2;
 	return 0;

@@ -93,6 +93,10 @@ Test(config, defaults)
 	cr_expect_eq(c.scan_cpu_permille, 50);
 	cr_expect_eq(c.scan_interval_us, 1000000);
 	cr_expect_eq(c.scan_threads, 1);
+	cr_expect_eq(c.scan_cpu_pressure_permille, 200);
+	cr_expect_eq(c.pressure_some_permille, 50);
+	cr_expect_eq(c.pressure_available_permille, 100);
+	cr_expect_eq(c.max_map_count, 1048576);
 	cr_expect_eq(c.store_max_bytes, GIB(64));
 	cr_expect_eq(c.nr_vms, 0);
 	cr_expect_eq(config_vm_match(&c, "x", NULL, 1000)->share, SHARE_ON);
@@ -114,6 +118,8 @@ Test(config, every_key)
 		   "log_level = DEBUG\n"
 		   "\n[metrics]\nenabled = no\naddress = ::1\nport = 0\n"
 		   "[ scan ]\nenabled = off\ncpu_percent = 12.5%\ninterval = 250 ms\nthreads = 64\n"
+		   "cpu_percent_pressure = 33.3\npressure_some = 0\npressure_available = 7%\n"
+		   "max_map_count = 262144\n"
 		   "[store]\nmax_size = 2TiB\n"
 		   "[vm \"web-[0-9]*\"]\nshare = zero-only\n"
 		   "[ vm  \"a ] # b\" ] # comment\ndomain = Tenant_1.a-b\n"
@@ -131,6 +137,10 @@ Test(config, every_key)
 	cr_expect_eq(c.scan_cpu_permille, 125);
 	cr_expect_eq(c.scan_interval_us, 250000);
 	cr_expect_eq(c.scan_threads, 64);
+	cr_expect_eq(c.scan_cpu_pressure_permille, 333);
+	cr_expect_eq(c.pressure_some_permille, 0);
+	cr_expect_eq(c.pressure_available_permille, 70);
+	cr_expect_eq(c.max_map_count, 262144);
 	cr_expect_eq(c.store_max_bytes, GIB(2048));
 	cr_assert_eq(c.nr_vms, 3);
 	cr_expect_str_eq(c.vms[0].glob, "web-[0-9]*");
@@ -201,6 +211,10 @@ static const struct {
 	{ "[scan]\ncpu_percent = 0\n", 2, "out of range (accepted: 0.1 to 1600)" },
 	{ "[scan]\ncpu_percent = 1600.1\n", 2, "out of range (accepted: 0.1 to 1600)" },
 	{ "[scan]\ncpu_percent = lots\n", 2, "not a percentage" },
+	{ "[scan]\npressure_some = 101\n", 2, "out of range (accepted: 0 to 100)" },
+	{ "[scan]\ncpu_percent_pressure = 0\n", 2, "out of range (accepted: 0.1 to 1600)" },
+	{ "[scan]\nmax_map_count = on\n", 2, "is not a whole number, or off" },
+	{ "[scan]\nmax_map_count = 2147483648\n", 2, "out of range (accepted: off to 2147483647)" },
 	{ "[scan]\nenabled = maybe\n", 2, "enabled = \"maybe\" is not on or off" },
 	{ "[store]\nmax_size = 64GB\n", 2, "not a size such as 512M or 64GiB" },
 	{ "[store]\nmax_size = 1k\n", 2, "out of range (accepted: 1MiB to 16TiB)" },
@@ -390,11 +404,12 @@ Test(config, print_is_read_back)
 
 	write_text("ballast.conf",
 		   "[daemon]\nrun_dir = /r\nlog_level = debug\n[scan]\ncpu_percent = "
-		   "2.5\nthreads = 3\ninterval = 1500ms\n"
+		   "2.5\nthreads = 3\ninterval = 1500ms\nmax_map_count = No\n"
 		   "[vm \"a [x]\"]\nshare = zero-only\ndomain = d\n");
 	load_ok(&a);
 	first = print_to_text(&a);
 	cr_expect(strstr(first, "cpu_percent = 2.5\n"));
+	cr_expect(strstr(first, "max_map_count = off\n"));
 	cr_expect(strstr(first, "[vm \"a [x]\"]\n"));
 	cr_expect(strstr(first, "# default 0666: "));
 	write_text("ballast.conf", first);

@@ -25,6 +25,7 @@ static struct core {
 	char vm[128];
 	int result; /* of every operation */
 	u32 nr_vms;
+	u64 rss_bytes;
 } core;
 
 static int core_view(void *arg, struct view *ret)
@@ -37,6 +38,14 @@ static int core_view(void *arg, struct view *ret)
 	memset(ret, 0, sizeof(*ret));
 	ret->host.scanning = true;
 	ret->host.scan_cpu_permille = 50;
+	ret->host.daemon_rss_bytes = c->rss_bytes;
+	ret->host.max_map_count = 1048576;
+	ret->host.max_map_count_original = 65530;
+	ret->host.pressure = true;
+	ret->host.memory_bytes = GIB(8);
+	ret->host.available_bytes = MIB(300);
+	ret->host.has_pressure_some = c->rss_bytes != 0;
+	ret->host.pressure_some_permille = 73;
 	ret->vms = calloc(c->nr_vms, sizeof(*ret->vms));
 	ret->nr_vms = c->nr_vms;
 	for (u32 i = 0; i < c->nr_vms; i++) {
@@ -51,6 +60,9 @@ static int core_view(void *arg, struct view *ret)
 		vm->shared_pages = 300;
 		vm->zero_pages = 7;
 		vm->overhead_bytes = 5000;
+		vm->vmm_bytes = 2000;
+		vm->map_count = 410 + i;
+		vm->map_limit = 1040384;
 	}
 	ret->domains = calloc(2, sizeof(*ret->domains));
 	ret->nr_domains = 2;
@@ -60,6 +72,7 @@ static int core_view(void *arg, struct view *ret)
 	ret->domains[1].store_refs = 600;
 	ret->domains[1].index_bytes = 100;
 	ret->domains[1].store_meta_bytes = 11;
+	ret->domains[1].store_memory_bytes = c->rss_bytes ? 203 * 4096 : 0;
 	return 0;
 }
 
@@ -251,6 +264,46 @@ Test(control, status_and_its_arithmetic)
 	cr_expect_eq(number(total, "saved_bytes"), (600 - 200 + 14) * 4096);
 	cr_expect_eq(number(total, "overhead_bytes"), 10000 + 111);
 	cr_expect_eq(number(total, "net_saved_bytes"), (600 - 200 + 14) * 4096 - 10111);
+	cr_expect_eq(number(vm, "cow_debt_bytes"), 307 * 4096);
+	/* All sharing gone: 614 frames, less the store's. */
+	cr_expect_eq(number(total, "cow_debt_bytes"), (614 - 200) * 4096);
+	cr_expect_eq(number(vm, "map_count"), 411);
+	cr_expect_eq(number(vm, "map_limit"), 1040384);
+	json_decref(j);
+	/* The daemon's resident memory holds its metadata, and the store's file three more pages.
+	 */
+	core.rss_bytes = 7000000;
+	cr_assert(send_text(fd, "{\"command\":\"status\"}\n"));
+	j = receive(fd);
+	total = json_object_get(j, "total");
+	cr_expect_eq(number(total, "saved_bytes"), (600 - 200 + 14) * 4096);
+	cr_expect_eq(number(total, "overhead_bytes"), 7000000 + 2 * 2000 + 3 * 4096 + 203 * 9);
+	cr_expect_eq(number(total, "net_saved_bytes"),
+		     (600 - 200 + 14) * 4096 - 7000000 - 2 * 2000 - 3 * 4096 - 203 * 9);
+	cr_expect_eq(number(total, "cow_debt_bytes"), (614 - 200) * 4096);
+	json_decref(j);
+	close(fd);
+}
+
+Test(control, status_of_the_host)
+{
+	int fd = connect_client();
+	json_t *j, *host;
+
+	cr_assert(send_text(fd, "{\"command\":\"status\"}\n"));
+	j = receive(fd);
+	host = json_object_get(j, "host");
+	cr_expect(json_is_true(json_object_get(host, "pressure")));
+	cr_expect_eq(number(host, "max_map_count"), 1048576);
+	cr_expect_eq(number(host, "max_map_count_original"), 65530);
+	cr_expect_eq(number(host, "memory_bytes"), GIB(8));
+	cr_expect_eq(number(host, "available_bytes"), MIB(300));
+	cr_expect_null(json_object_get(host, "pressure_some_permille"), "made up without PSI");
+	json_decref(j);
+	core.rss_bytes = 1;
+	cr_assert(send_text(fd, "{\"command\":\"status\"}\n"));
+	j = receive(fd);
+	cr_expect_eq(number(json_object_get(j, "host"), "pressure_some_permille"), 73);
 	json_decref(j);
 	close(fd);
 }

@@ -178,6 +178,7 @@ static struct vm_view example_vm(const char *name, pid_t pid)
 		.shared_pages = 1000,
 		.zero_pages = 500,
 		.overhead_bytes = 8192,
+		.map_limit = 57338,
 		.merged_pages_total = 1234,
 		.agent_cpu_us_total = 2500000,
 	};
@@ -241,7 +242,12 @@ Test(exporter, no_vms)
 	HAS(text, "ballast_cpu_seconds_total 0.25");
 	HAS(text, "ballast_scan_cpu_limit_ratio 0.05");
 	HAS(text, "ballast_build_info{version=\"" BALLAST_VERSION "\"} 1");
+	HAS(text, "ballast_net_saved_bytes 0");
+	HAS(text, "ballast_cow_debt_bytes 0");
 	LACKS(text, "ballast_vm_");
+	/* What the kernel did not tell is absent. */
+	LACKS(text, "ballast_host_memory");
+	LACKS(text, "ballast_host_available");
 	LACKS(text, "ballast_store_");
 }
 
@@ -254,6 +260,7 @@ Test(exporter, values)
 	const char *text;
 
 	snprintf(vms[0].uuid, sizeof(vms[0].uuid), "0a0a");
+	vms[1].map_count = 333;
 	text = export(vms, 2, domains, 1);
 	HAS(text,
 	    "ballast_vm_info{vm=\"web\",name=\"web\",uuid=\"0a0a\",domain=\"default\",share=\"on\",pid=\"12\"} 1");
@@ -269,6 +276,15 @@ Test(exporter, values)
 	/* 1000 shared + 500 zero - half of the 800 in the store = 1100 pages. */
 	HAS(text, "ballast_vm_saved_bytes{vm=\"web\"} 4505600");
 	HAS(text, "ballast_vm_net_saved_bytes{vm=\"web\"} 4497408");
+	HAS(text, "ballast_vm_cow_debt_bytes{vm=\"web\"} 6144000");
+	HAS(text, "ballast_vm_map_limit{vm=\"web\"} 57338");
+	HAS(text, "ballast_vm_map_count{vm=\"db\"} 333");
+	LACKS(text, "ballast_vm_map_count{vm=\"web\"}"); /* not counted yet */
+	/* 3000 pages shown, 800 stored; overhead: 2 * 8192 and no RSS known. */
+	HAS(text, "ballast_saved_bytes 9011200");
+	HAS(text, "ballast_overhead_bytes 16384");
+	HAS(text, "ballast_net_saved_bytes 8994816");
+	HAS(text, "ballast_cow_debt_bytes 9011200");
 	HAS(text, "ballast_store_bytes{domain=\"default\"} 3276800");
 	HAS(text, "ballast_store_references{domain=\"default\"} 2000");
 	HAS(text, "ballast_index_entries{domain=\"default\"} 9");
@@ -287,6 +303,46 @@ Test(exporter, saved_negative_or_absent)
 	HAS(text, "ballast_vm_saved_bytes{vm=\"a\"} 0");
 	HAS(text, "ballast_vm_net_saved_bytes{vm=\"a\"} -8192");
 	LACKS(text, "saved_bytes{vm=\"b\"}");
+}
+
+/* After a restart the store has pages that nobody has claimed yet: breaking frees none of them. */
+Test(exporter, debt_of_unreferenced_store_pages)
+{
+	struct vm_view vms[] = { example_vm("a", 1) };
+	struct domain_view domains[] = {
+		{ .name = "default", .store_pages = 1500, .store_refs = 1000 }
+	};
+	const char *text = export(vms, 1, domains, 1);
+
+	HAS(text, "ballast_saved_bytes 0");
+	HAS(text, "ballast_cow_debt_bytes 2048000");
+	HAS(text, "ballast_net_saved_bytes -8192");
+}
+
+Test(exporter, the_host)
+{
+	struct view v = { .host = { .has_pressure_some = true,
+				    .pressure_some_permille = 73,
+				    .pressure = true,
+				    .memory_bytes = GIB(8),
+				    .available_bytes = MIB(300),
+				    .max_map_count = 1048576,
+				    .max_map_count_original = 65530,
+				    .daemon_rss_bytes = 4096 } };
+	struct mx_writer *w = mx_new();
+	const char *text;
+
+	exporter_write(w, &v);
+	text = text_of(w);
+	HAS(text, "ballast_host_pressure 1");
+	HAS(text, "ballast_host_memory_pressure_ratio 0.073");
+	HAS(text, "ballast_host_memory_bytes 8589934592");
+	HAS(text, "ballast_host_available_bytes 314572800");
+	HAS(text, "ballast_max_map_count 1048576");
+	HAS(text, "ballast_max_map_count_original 65530");
+	/* A daemon without VMs costs, and saves nothing. */
+	HAS(text, "ballast_net_saved_bytes -4096");
+	mx_free(w);
 }
 
 Test(exporter, same_names_are_told_apart)
