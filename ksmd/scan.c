@@ -13,6 +13,8 @@
 #include "ksmd/core.h"
 #include "ksmd/jobs.h"
 
+/* Lookups in a large index miss the cache, and need not wait for each other. */
+#define PREFETCH_AHEAD 8
 #define SLOW_WINDOW_US 200000
 #define SLOW_PAUSES    20
 /* Every so many passes: BROKEN pages are looked at, HELD ones tried again. */
@@ -306,6 +308,9 @@ static u32 match_window(struct ksm_region *r, struct scan_buffers *b, u32 nr_job
 		for (u32 i = 0; i < j->nr; i++) {
 			u32 p = j->page[i];
 
+			if (i + PREFETCH_AHEAD < j->nr)
+				index_prefetch(r->vm->domain->index,
+					       hash_tag(j->hash[i + PREFETCH_AHEAD]));
 			if (!j->ok[i]) {
 				if (r->state[p] == PG_FRESH)
 					page_set(r, p, PG_NONE);
