@@ -5,7 +5,8 @@
  *
  *   index   synthetic hashes through the real content index
  *   page    all metadata together, by the engine's own code: a region of that many pages, all of
- *           them candidates, or half of them shared by two each
+ *           them candidates, or half or all of them shared, a store page for each two
+ *   numbers allocation of store pages and of page numbers
  *
  * Bytes are resident ones (smaps_rollup), each measured in a child process of its own, so that no
  * allocator hands the memory of one to the next. The address space of the region is never touched.
@@ -246,18 +247,19 @@ static void measure_candidates(u64 nr, double *ret)
 	*ret = (double)(rss() - before) / (double)nr;
 }
 
-/* The same pages; then pairs of them are promoted as promote.c does, until half are shared. */
-static void measure_half_shared(u64 nr, double *ret)
+/* The same pages; then pairs of them are promoted as promote.c does, @nr_store pairs. */
+static double measure_shared(u64 nr, u32 nr_store)
 {
 	u64 before = rss();
 	struct ksm_region *r = new_region(nr);
 	struct ksm_domain *d = r->vm->domain;
-	u32 quarter = (u32)(nr / 4), spn;
+	u32 spn;
 
+	/* The second one of a pair is never a candidate. */
 	for (u32 p = 0; p < nr; p++)
-		if ((p < quarter || p >= 2 * quarter) && page_set_candidate(r, p, tag_of(p)) < 0)
+		if ((p < nr_store || p >= 2 * nr_store) && page_set_candidate(r, p, tag_of(p)) < 0)
 			fail("page_set_candidate");
-	for (u32 p = 0; p < quarter; p++) {
+	for (u32 p = 0; p < nr_store; p++) {
 		spn = store_alloc(d->store, 1);
 		if (spn == SPN_NONE)
 			fail("store_alloc");
@@ -265,35 +267,131 @@ static void measure_half_shared(u64 nr, double *ret)
 		if (index_add(d->index, tag_of(p), INDEX_STORE_FLAG | spn) < 0)
 			fail("index_add");
 		for (u32 k = 0; k < 2; k++) {
-			page_set_pending(r, p + k * quarter);
+			page_set_pending(r, p + k * nr_store);
 			store_ref(d->store, spn);
-			page_set_shared(r, p + k * quarter, spn);
+			page_set_shared(r, p + k * nr_store, spn);
 		}
 	}
-	if (r->vm->stats.shared_pages != nr / 2 || r->vm->stats.candidate_pages != nr / 2)
-		fail("not half of the pages are shared");
+	if (r->vm->stats.shared_pages != 2 * nr_store ||
+	    r->vm->stats.candidate_pages != nr - 2 * nr_store)
+		fail("not as many pages are shared as should be");
 	purge_heap();
-	*ret = (double)(rss() - before) / (double)nr;
+	return (double)(rss() - before) / (double)nr;
 }
 
-static void report_page(struct report *r, u32 mi, double candidates, double half_shared)
+static void measure_half_shared(u64 nr, double *ret)
+{
+	*ret = measure_shared(nr, (u32)(nr / 4));
+}
+
+/* The dearest that sharing can be: a store page for each two. */
+static void measure_all_shared(u64 nr, double *ret)
+{
+	*ret = measure_shared(nr, (u32)(nr / 2));
+}
+
+/* --- allocation of numbers ---------------------------------------------------------------------
+ */
+
+enum numbers {
+	NS_STORE_FILL,
+	NS_STORE_GAPS,
+	NS_STORE_RUN,
+	US_GPN,
+	US_GPN_GAPS,
+	NR_NUMBERS,
+};
+
+/* A store of @nr pages: filled, then with every 16th page free, then asked for runs in that. */
+static void measure_store(u64 nr, double *ret)
+{
+	struct store *s;
+	u64 t = now_ns();
+
+	if (store_new("bench", nr * 2 << PAGE_SHIFT, &s) < 0)
+		fail("store_new");
+	for (u64 i = 0; i < nr; i++)
+		if (store_alloc(s, 1) == SPN_NONE)
+			fail("store_alloc");
+	ret[NS_STORE_FILL] = (double)(now_ns() - t) / (double)nr;
+	for (u64 i = 0; i < nr; i += 16)
+		store_release(s, (u32)i, 1);
+	store_flush(s);
+	t = now_ns();
+	for (u64 i = 0; i < nr / 32; i++)
+		if (store_alloc(s, 1) == SPN_NONE)
+			fail("store_alloc");
+	ret[NS_STORE_GAPS] = (double)(now_ns() - t) / (double)(nr / 32);
+	t = now_ns();
+	for (u64 i = 0; i < 10000; i++)
+		if (store_alloc(s, 16) == SPN_NONE)
+			fail("store_alloc");
+	ret[NS_STORE_RUN] = (double)(now_ns() - t) / 10000;
+}
+
+/* Page numbers for @nr pages in 2,048 VMs; then every other one goes, and larger ones come. */
+static void measure_gpn(u64 nr, double *ret)
+{
+	enum {
+		VMS = 2048
+	};
+	struct gpn_space g = { 0 };
+	u64 pages = nr / VMS, t = now_ns();
+	u32 first[VMS];
+
+	for (u32 i = 0; i < VMS; i++) {
+		first[i] = gpn_alloc(&g, pages, &g);
+		if (first[i] == GPN_NONE)
+			fail("gpn_alloc");
+	}
+	ret[US_GPN] = (double)(now_ns() - t) / 1000 / VMS;
+	for (u32 i = 0; i < VMS; i += 2)
+		gpn_release(&g, first[i], pages);
+	t = now_ns();
+	for (u32 i = 0; i < VMS / 2; i++)
+		if (gpn_alloc(&g, pages * 2, &g) == GPN_NONE)
+			fail("gpn_alloc");
+	ret[US_GPN_GAPS] = (double)(now_ns() - t) / 1000 / (VMS / 2);
+}
+
+static void measure_numbers(u64 nr, double *ret)
+{
+	measure_store(nr, ret);
+	measure_gpn(nr, ret);
+}
+
+static void report_numbers(struct report *r, u32 mi, const double *n)
+{
+	report_result(r, "numbers");
+	report_number(r, "pages_mi", mi, 0);
+	report_number(r, "store_alloc_ns", n[NS_STORE_FILL], 0);
+	report_number(r, "store_alloc_in_gaps_ns", n[NS_STORE_GAPS], 0);
+	report_number(r, "store_alloc_run_past_gaps_ns", n[NS_STORE_RUN], 0);
+	report_number(r, "gpn_alloc_2048_vms_us", n[US_GPN], 1);
+	report_number(r, "gpn_alloc_past_gaps_us", n[US_GPN_GAPS], 1);
+	report_end(r);
+}
+
+static void report_page(struct report *r, u32 mi, double candidates, double half, double all)
 {
 	report_result(r, "page");
 	report_number(r, "pages_mi", mi, 0);
 	report_number(r, "guest_gib", mi * 4.0, 0);
 	report_number(r, "rss_bytes_per_page_all_candidates", candidates, 2);
-	report_number(r, "rss_bytes_per_page_half_shared", half_shared, 2);
+	report_number(r, "rss_bytes_per_page_half_shared", half, 2);
+	report_number(r, "rss_bytes_per_page_all_shared_in_pairs", all, 2);
 	report_end(r);
 }
 
 int main(void)
 {
-	double x[NR_SIZES], line[NR_POINT][NR_SIZES], candidates[NR_SIZES], half_shared[NR_SIZES];
+	double x[NR_SIZES], line[NR_POINT][NR_SIZES], candidates[NR_SIZES], half[NR_SIZES],
+		all[NR_SIZES];
 	struct report *r = report_new("index");
 
 	for (u32 i = 0; i < NR_SIZES; i++) {
 		u64 nr = (u64)sizes_mi[i] << 20;
-		double p[NR_POINT];
+		double p[NR_POINT], n[NR_NUMBERS];
 
 		x[i] = (double)nr;
 		run_apart(measure_index, nr, p, NR_POINT);
@@ -301,8 +399,11 @@ int main(void)
 		for (u32 k = 0; k < NR_POINT; k++)
 			line[k][i] = p[k];
 		run_apart(measure_candidates, nr, &candidates[i], 1);
-		run_apart(measure_half_shared, nr, &half_shared[i], 1);
-		report_page(r, sizes_mi[i], candidates[i], half_shared[i]);
+		run_apart(measure_half_shared, nr, &half[i], 1);
+		run_apart(measure_all_shared, nr, &all[i], 1);
+		report_page(r, sizes_mi[i], candidates[i], half[i], all[i]);
+		run_apart(measure_numbers, nr, n, NR_NUMBERS);
+		report_numbers(r, sizes_mi[i], n);
 	}
 	report_chart(r, "index.svg",
 		     &(struct chart){
@@ -327,9 +428,10 @@ int main(void)
 			.y_title = "bytes",
 			.log_x = true,
 			.lines = (struct chart_line[]){ { "all candidates", x, candidates, 4 },
-							{ "half shared", x, half_shared, 4 },
+							{ "half shared", x, half, 4 },
+							{ "all shared, in pairs", x, all, 4 },
 							{ "index alone", x, line[RSS_BYTES], 4 } },
-			.nr_lines = 3,
+			.nr_lines = 4,
 		});
 	report_finish(r);
 	return 0;

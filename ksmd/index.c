@@ -14,7 +14,7 @@
  * leaves nothing behind in the heap, where allocators keep what is freed for a while.
  */
 #define MAPPED_SLOTS 2048
-/* From here on whole pages are a fine enough measure to grow by an eighth. */
+/* From here on whole pages are a fine enough measure to grow by a sixteenth. */
 #define LARGE_SLOTS 8192
 #define PAGE_SLOTS  ((u32)(PAGE_BYTES / sizeof(struct slot)))
 /* Behind the last home; a cluster at the end that needs more makes the array longer. */
@@ -93,10 +93,10 @@ static u32 limit_of(const struct shard *s)
 	return s->nr_homes - s->nr_homes / (s->nr_homes < LARGE_SLOTS ? 16 : 8);
 }
 
-/* The next size: an eighth more, or what round_slots() has next. */
+/* The next size: a sixteenth more, or what round_slots() has next. */
 static u32 larger(u32 nr_slots)
 {
-	return round_slots(nr_slots + (nr_slots < MAPPED_SLOTS ? 1 : nr_slots / 8));
+	return round_slots(nr_slots + (nr_slots < LARGE_SLOTS ? 1 : nr_slots / 16));
 }
 
 static void *map_slots(u32 nr)

@@ -6,16 +6,16 @@
  * of 8-byte slots in tag order with gaps: a slot's home is the rest of the tag scaled to the number
  * of homes, and an entry stands at its home or as close behind it as those before it allow. So a
  * search ends at the first larger tag. Since the home follows from the stored tag alone, a shard
- * grows (by an eighth at 7/8; small ones by a quarter at 15/16) and shrinks (at 7/16) where it is,
- * in linear walks, without the full hashes; large ones by mremap(), so that there never are two of
- * it and the memory of what was deleted returns to the host. Instead of wrapping around, entries
- * spill behind the last home. There are no tombstones.
+ * grows (by a sixteenth at 7/8; small ones by up to a quarter at 15/16) and shrinks (at 7/16) where
+ * it is, in linear walks, without the full hashes; large ones by mremap(), so that there never are
+ * two of it and the memory of what was deleted returns to the host. Instead of wrapping around,
+ * entries spill behind the last home. There are no tombstones.
  *
  * Why only 32 bits of the hash: a lookup may hit a page of other content, once in 2^32 / nr_entries
  * (1.6% at 64 Mi entries). The bytes are compared before anything is done (invariant 2), so that
  * costs a read, never a wrong merge; it saves 4 bytes for each page of guest memory.
  *
- * Cost: 8 bytes at 78 to 87.5% full (`make bench-index` measures what is resident), more only below
+ * Cost: 8 bytes at 82 to 87.5% full (`make bench-index` measures what is resident), more only below
  * some thousand entries; 6 KiB when empty.
  *
  * Not thread-safe. Values must not be INDEX_NONE.
