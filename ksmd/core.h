@@ -10,10 +10,10 @@
  *   pages.c    the states of pages and all accounting that hangs on them
  *   resync.c   reading the state of mappings from the kernel
  *
- * and below: index.h, store.h, planner.h, gpn.h, target.h, reader.h.
+ * and below: index.h, store.h, counts.h, planner.h, gpn.h, target.h, reader.h.
  *
- * Metadata: 5 bytes a guest page (link, state), 9.4 to 10.2 bytes for each page in the index, 16
- * bytes a store page.
+ * Metadata: 5 bytes a guest page (link, state), 9.4 to 10 bytes for each page in the index, 12
+ * bytes a store page (`make bench-index`).
  */
 #ifndef BALLAST_KSMD_CORE_H
 #define BALLAST_KSMD_CORE_H

@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include "common/uapi_compat.h"
+#include "ksmd/counts.h"
 #include "ksmd/store.h"
 
 /* Page numbers share 32 bits with a flag (index values), so a store has at most 2^31 - 1 pages: 8
@@ -21,26 +22,11 @@
 /* How many bitmap words an allocation looks at for a gap before it takes fresh space at the end. */
 #define SEARCH_WORDS 1024
 
-/*
- * Nearly all counts are small. A page whose refs or covers are COUNT_FAR or more has both in
- * store->far; of such there can be no more than one for COUNT_FAR guest pages.
- */
-#define COUNT_FAR UINT16_MAX
-
 struct page_meta {
 	u32 hash_high, hash_low;
-	u16 refs, covers; /* COUNT_FAR: see above */
+	struct small_counts counts;
 };
 _Static_assert(sizeof(struct page_meta) == 12, "what a store page costs (store.h)");
-
-struct counts {
-	u32 refs, covers;
-};
-
-struct far_counts {
-	u32 spn;
-	struct counts counts;
-};
 
 struct store {
 	int fd, fd_ro;
@@ -51,11 +37,10 @@ struct store {
 	bool recovering;
 	/* Sparse anonymous mappings for max_pages: cost memory only where used. */
 	struct page_meta *meta;
-	struct far_counts *far;
-	u32 nr_far, cap_far;
-	u64 *used;   /* bitmap: allocated, or refs or covers not 0 */
-	u64 nr_used; /* bits set in it */
-	u64 cursor;  /* bitmap word where the next search begins */
+	struct far_table far; /* of the counts in it */
+	u64 *used;	      /* bitmap: allocated, or refs or covers not 0 */
+	u64 nr_used;	      /* bits set in it */
+	u64 cursor;	      /* bitmap word where the next search begins */
 	u64 pages, total_refs;
 	u64 punch_at, punch_nr; /* consecutive pages to punch */
 };
@@ -179,7 +164,7 @@ void store_free(struct store *s)
 		munmap(s->meta, meta_map_bytes(s));
 	if (s->used)
 		munmap(s->used, used_map_bytes(s));
-	free(s->far);
+	far_free(&s->far);
 	if (s->fd_ro >= 0)
 		close(s->fd_ro);
 	if (s->fd >= 0)
@@ -206,73 +191,15 @@ void store_identity(const struct store *s, u64 *ret_dev, u64 *ret_ino)
 	*ret_ino = st.st_ino;
 }
 
-/* --- counts ------------------------------------------------------------------------------------
- */
-
-static struct far_counts *find_far(const struct store *s, u32 spn)
+static struct counts counts_of(const struct store *s, u64 spn)
 {
-	for (u32 i = 0; i < s->nr_far; i++)
-		if (s->far[i].spn == spn)
-			return &s->far[i];
-	return NULL;
-}
-
-static bool is_far(const struct page_meta *m)
-{
-	return m->refs == COUNT_FAR;
-}
-
-static struct counts counts_of(const struct store *s, u32 spn)
-{
-	const struct page_meta *m = &s->meta[spn];
-	const struct far_counts *f;
-
-	if (!is_far(m))
-		return (struct counts){ m->refs, m->covers };
-	f = find_far(s, spn);
-	return f ? f->counts : (struct counts){ COUNT_FAR, COUNT_FAR };
-}
-
-static struct far_counts *add_far(struct store *s, u32 spn)
-{
-	if (s->nr_far == s->cap_far) {
-		u32 cap = s->cap_far ? s->cap_far * 2 : 8;
-		struct far_counts *grown = realloc(s->far, cap * sizeof(*grown));
-
-		if (!grown)
-			return NULL;
-		s->far = grown;
-		s->cap_far = cap;
-	}
-	s->far[s->nr_far].spn = spn;
-	return &s->far[s->nr_far++];
+	return counts_get(&s->far, &s->meta[spn].counts, (u32)spn);
 }
 
 static void set_counts(struct store *s, u32 spn, struct counts c)
 {
-	struct page_meta *m = &s->meta[spn];
-	struct far_counts *f = is_far(m) ? find_far(s, spn) : NULL;
-	bool far = c.refs >= COUNT_FAR || c.covers >= COUNT_FAR;
-
-	/* There was no memory for its counts: it is kept for good, which is safe (invariant 4). */
-	if (is_far(m) && !f)
-		return;
-	if (far) {
-		m->refs = m->covers = COUNT_FAR;
-		if (!f)
-			f = add_far(s, spn);
-		if (f)
-			f->counts = c;
-		return;
-	}
-	if (f)
-		*f = s->far[--s->nr_far];
-	m->refs = (u16)c.refs;
-	m->covers = (u16)c.covers;
+	counts_set(&s->far, &s->meta[spn].counts, spn, c);
 }
-
-/* --- pages -------------------------------------------------------------------------------------
- */
 
 static bool has_hash(const struct store *s, u64 spn)
 {
@@ -282,7 +209,7 @@ static bool has_hash(const struct store *s, u64 spn)
 /* Given up by its last reference, but still under a broken page. */
 static bool only_covered(const struct store *s, u64 spn)
 {
-	return !has_hash(s, spn) && counts_of(s, (u32)spn).covers;
+	return !has_hash(s, spn) && counts_of(s, spn).covers;
 }
 
 static bool is_used(const struct store *s, u64 spn)
@@ -583,12 +510,12 @@ void store_recovered(struct store *s, void (*dropped)(struct store *s, u32 spn, 
 		return;
 	s->recovering = false;
 	for (u64 spn = 0; spn < s->recovery_end; spn++) {
-		if (!is_used(s, spn) || counts_of(s, (u32)spn).refs)
+		if (!is_used(s, spn) || counts_of(s, spn).refs)
 			continue;
 		if (has_hash(s, spn)) {
 			dropped(s, (u32)spn, arg);
 			drop_content(s, (u32)spn);
-		} else if (!counts_of(s, (u32)spn).covers) {
+		} else if (!counts_of(s, spn).covers) {
 			set_used(s, spn, false);
 		}
 	}
@@ -612,7 +539,7 @@ u64 store_total_refs(const struct store *s)
 
 u64 store_meta_bytes(const struct store *s)
 {
-	return s->end * sizeof(struct page_meta) + s->end / 8 + s->cap_far * sizeof(s->far[0]);
+	return s->end * sizeof(struct page_meta) + s->end / 8 + far_bytes(&s->far);
 }
 
 u64 store_max_pages(const struct store *s)
