@@ -14,8 +14,8 @@ demo: deps
 REPORT := $(call obj,bench/report.c)
 
 # Each benchmark is a program on the real objects; the daemon's allocator serves it too.
-$(BUILD)/bench-index: $(call obj,bench/index.c ksmd/index.c) $(REPORT) $(call obj,$(COMMON))
-	$(CC) $(LDFLAGS) -o $@ $^ $(JEMALLOC) -ljansson -lm
+$(BUILD)/bench-index: $(call obj,bench/index.c $(KSMD)) $(REPORT) $(call obj,$(COMMON))
+	$(CC) $(LDFLAGS) -o $@ $^ $(JEMALLOC) -lxxhash -ljansson -lm
 
 .PHONY: bench-index
 bench-index: deps

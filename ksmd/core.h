@@ -12,10 +12,10 @@
  *   pages.c    the states of pages and all accounting that hangs on them
  *   resync.c   reading the state of mappings from the kernel
  *
- * and below: index.h, store.h, planner.h, pace.h, gpn.h, target.h, reader.h.
+ * and below: index.h, store.h, counts.h, planner.h, pace.h, gpn.h, target.h, reader.h.
  *
- * Metadata: 5 bytes a guest page (link, state), 9.4 to 10.2 bytes for each page in the index, 16
- * bytes a store page, 8 bytes for 2 MiB (huge.c) and 10 for a window (pace.h).
+ * Metadata: 5 bytes a guest page (link, state), 9.4 to 10 bytes for each page in the index, 12
+ * bytes a store page (`make bench-index`), 8 bytes for 2 MiB (huge.c) and 10 for a window (pace.h).
  */
 #ifndef BALLAST_KSMD_CORE_H
 #define BALLAST_KSMD_CORE_H

@@ -9,6 +9,9 @@
 #include "ksmd/core.h"
 #include "ksmd/jobs.h"
 
+/* Lookups in a large index miss the cache, and need not wait for each other. */
+#define PREFETCH_AHEAD 8
+
 /* Kept between windows, so that none allocates. */
 struct match_buffers {
 	struct hash_job *jobs[WINDOW_PAGES / HASH_JOB_PAGES];
@@ -207,6 +210,9 @@ static u32 match_jobs(struct ksm_region *r, struct match_buffers *b, u32 nr_jobs
 		for (u32 i = 0; i < j->nr; i++) {
 			u32 p = j->page[i];
 
+			if (i + PREFETCH_AHEAD < j->nr)
+				index_prefetch(r->vm->domain->index,
+					       hash_tag(j->hash[i + PREFETCH_AHEAD]));
 			if (!j->ok[i]) {
 				if (r->state[p] == PG_FRESH)
 					page_set(r, p, PG_NONE);

@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include "common/uapi_compat.h"
+#include "ksmd/counts.h"
 #include "ksmd/store.h"
 
 /* Page numbers share 32 bits with a flag (index values), so a store has at most 2^31 - 1 pages: 8
@@ -22,9 +23,10 @@
 #define SEARCH_WORDS 1024
 
 struct page_meta {
-	u64 hash;
-	u32 refs, covers;
+	u32 hash_high, hash_low;
+	struct small_counts counts;
 };
+_Static_assert(sizeof(struct page_meta) == 12, "what a store page costs (store.h)");
 
 struct store {
 	int fd, fd_ro;
@@ -35,8 +37,10 @@ struct store {
 	bool recovering;
 	/* Sparse anonymous mappings for max_pages: cost memory only where used. */
 	struct page_meta *meta;
-	u64 *used;  /* bitmap: allocated, or refs or covers not 0 */
-	u64 cursor; /* bitmap word where the next search begins */
+	struct far_table far; /* of the counts in it */
+	u64 *used;	      /* bitmap: allocated, or refs or covers not 0 */
+	u64 nr_used;	      /* bits set in it */
+	u64 cursor;	      /* bitmap word where the next search begins */
 	u64 pages, total_refs;
 	u64 punch_at, punch_nr; /* consecutive pages to punch */
 };
@@ -160,6 +164,7 @@ void store_free(struct store *s)
 		munmap(s->meta, meta_map_bytes(s));
 	if (s->used)
 		munmap(s->used, used_map_bytes(s));
+	far_free(&s->far);
 	if (s->fd_ro >= 0)
 		close(s->fd_ro);
 	if (s->fd >= 0)
@@ -186,6 +191,27 @@ void store_identity(const struct store *s, u64 *ret_dev, u64 *ret_ino)
 	*ret_ino = st.st_ino;
 }
 
+static struct counts counts_of(const struct store *s, u64 spn)
+{
+	return counts_get(&s->far, &s->meta[spn].counts, (u32)spn);
+}
+
+static void set_counts(struct store *s, u32 spn, struct counts c)
+{
+	counts_set(&s->far, &s->meta[spn].counts, spn, c);
+}
+
+static bool has_hash(const struct store *s, u64 spn)
+{
+	return s->meta[spn].hash_high || s->meta[spn].hash_low;
+}
+
+/* Given up by its last reference, but still under a broken page. */
+static bool only_covered(const struct store *s, u64 spn)
+{
+	return !has_hash(s, spn) && counts_of(s, spn).covers;
+}
+
 static bool is_used(const struct store *s, u64 spn)
 {
 	return s->used[spn / 64] >> (spn % 64) & 1;
@@ -193,6 +219,9 @@ static bool is_used(const struct store *s, u64 spn)
 
 static void set_used(struct store *s, u64 spn, bool on)
 {
+	if (is_used(s, spn) == on)
+		return;
+	s->nr_used = on ? s->nr_used + 1 : s->nr_used - 1;
 	if (on)
 		s->used[spn / 64] |= (u64)1 << (spn % 64);
 	else
@@ -208,21 +237,34 @@ static u64 find_gap(struct store *s, u32 nr)
 	 * (invariant 4). */
 	if (s->recovering)
 		return UINT64_MAX;
+	/* A store that only grows has none: no search each time. */
+	if (s->end - s->nr_used < nr)
+		return UINT64_MAX;
 	if (s->cursor >= words)
 		s->cursor = 0;
 	for (u64 n = 0; n < MIN(SEARCH_WORDS, words - s->cursor); n++) {
-		u64 w = s->cursor + n;
+		u64 w = s->cursor + n, used = s->used[w];
+		u32 bit = 0;
 
-		if (s->used[w] == UINT64_MAX) {
+		if (used == UINT64_MAX) {
 			run = 0;
 			continue;
 		}
-		for (u64 spn = w * 64; spn < (w + 1) * 64; spn++) {
-			run = is_used(s, spn) ? 0 : run + 1;
-			if (run == nr) {
+		/* From one run of free bits to the next; @run is what the words before end with. */
+		while (bit < 64) {
+			u64 rest = used >> bit;
+			u32 free = rest ? (u32)__builtin_ctzll(rest) : 64 - bit;
+
+			if (run + free >= nr) {
 				s->cursor = w;
-				return spn + 1 - nr;
+				return w * 64 + bit - run;
 			}
+			run += free;
+			bit += free;
+			if (bit == 64)
+				break;
+			run = 0;
+			bit += (u32)__builtin_ctzll(~(used >> bit));
 		}
 	}
 	s->cursor += MIN(SEARCH_WORDS, words - s->cursor);
@@ -258,14 +300,13 @@ void store_trim(struct store *s)
 	if (have <= s->pages + TRIM_SLACK_PAGES)
 		return;
 	for (u64 spn = 0, n; spn < s->file_pages; spn += n) {
-		bool unused = spn >= s->end || !is_used(s, spn) ||
-			      (!s->meta[spn].hash && s->meta[spn].covers);
+		bool unused = spn >= s->end || !is_used(s, spn) || only_covered(s, spn);
 
 		for (n = 1; spn + n < s->file_pages; n++) {
 			u64 next = spn + n;
 
-			if ((next >= s->end || !is_used(s, next) ||
-			     (!s->meta[next].hash && s->meta[next].covers)) != unused)
+			if ((next >= s->end || !is_used(s, next) || only_covered(s, next)) !=
+			    unused)
 				break;
 		}
 		if (unused)
@@ -319,9 +360,9 @@ void store_flush(struct store *s)
 static void drop_content(struct store *s, u32 spn)
 {
 	s->pages--;
-	s->meta[spn].hash = 0;
+	s->meta[spn].hash_high = s->meta[spn].hash_low = 0;
 	punch(s, spn);
-	if (s->meta[spn].covers == 0)
+	if (counts_of(s, spn).covers == 0)
 		set_used(s, spn, false);
 }
 
@@ -363,39 +404,49 @@ void store_set_hash(struct store *s, u32 spn, u64 hash)
 {
 	/* 0 says "no content"; the one content that hashes to 0 is then never found again, which
 	 * only loses a saving. */
-	s->meta[spn].hash = hash ? hash : 1;
+	hash = hash ? hash : 1;
+	s->meta[spn].hash_high = (u32)(hash >> 32);
+	s->meta[spn].hash_low = (u32)hash;
 }
 
 u64 store_hash(const struct store *s, u32 spn)
 {
-	return s->meta[spn].hash;
+	return (u64)s->meta[spn].hash_high << 32 | s->meta[spn].hash_low;
 }
 
 bool store_has_content(const struct store *s, u32 spn)
 {
-	return spn < s->end && s->meta[spn].hash != 0;
+	return spn < s->end && has_hash(s, spn);
 }
 
 u32 store_refs(const struct store *s, u32 spn)
 {
-	return s->meta[spn].refs;
+	return counts_of(s, spn).refs;
 }
 
 u32 store_covers(const struct store *s, u32 spn)
 {
-	return s->meta[spn].covers;
+	return counts_of(s, spn).covers;
 }
 
 void store_ref(struct store *s, u32 spn)
 {
-	s->meta[spn].refs++;
+	struct counts c = counts_of(s, spn);
+
+	c.refs++;
+	set_counts(s, spn, c);
 	s->total_refs++;
 }
 
 bool store_unref(struct store *s, u32 spn)
 {
+	struct counts c = counts_of(s, spn);
+
 	s->total_refs--;
-	if (--s->meta[spn].refs)
+	c.refs--;
+	set_counts(s, spn, c);
+	/* Asked again: the count of a page that is kept for good does not change. */
+	if (store_refs(s, spn))
 		return false;
 	/* In recovery the last known reference may not be the last one. */
 	if (s->recovering && spn < s->recovery_end)
@@ -406,7 +457,10 @@ bool store_unref(struct store *s, u32 spn)
 
 void store_cover(struct store *s, u32 spn)
 {
-	s->meta[spn].covers++;
+	struct counts c = counts_of(s, spn);
+
+	c.covers++;
+	set_counts(s, spn, c);
 	set_used(s, spn, true);
 	if (spn >= s->end)
 		store_reserve(s, (u64)spn + 1);
@@ -414,7 +468,12 @@ void store_cover(struct store *s, u32 spn)
 
 void store_uncover(struct store *s, u32 spn)
 {
-	if (--s->meta[spn].covers == 0 && s->meta[spn].refs == 0 && !s->recovering) {
+	struct counts c = counts_of(s, spn);
+
+	c.covers--;
+	set_counts(s, spn, c);
+	c = counts_of(s, spn);
+	if (c.covers == 0 && c.refs == 0 && !s->recovering) {
 		/* Allocated pages that wait for their first reference have neither count; they are
 		 * never covered. */
 		set_used(s, spn, false);
@@ -451,12 +510,12 @@ void store_recovered(struct store *s, void (*dropped)(struct store *s, u32 spn, 
 		return;
 	s->recovering = false;
 	for (u64 spn = 0; spn < s->recovery_end; spn++) {
-		if (!is_used(s, spn) || s->meta[spn].refs)
+		if (!is_used(s, spn) || counts_of(s, spn).refs)
 			continue;
-		if (s->meta[spn].hash) {
+		if (has_hash(s, spn)) {
 			dropped(s, (u32)spn, arg);
 			drop_content(s, (u32)spn);
-		} else if (!s->meta[spn].covers) {
+		} else if (!counts_of(s, spn).covers) {
 			set_used(s, spn, false);
 		}
 	}
@@ -480,7 +539,7 @@ u64 store_total_refs(const struct store *s)
 
 u64 store_meta_bytes(const struct store *s)
 {
-	return s->end * sizeof(struct page_meta) + s->end / 8;
+	return s->end * sizeof(struct page_meta) + s->end / 8 + far_bytes(&s->far);
 }
 
 u64 store_max_pages(const struct store *s)

@@ -15,7 +15,7 @@
  * own can change a published page (invariant 3). VMMs get a read-only descriptor; the file's mode
  * (0600) keeps them from reopening it.
  *
- * Cost: 16 bytes a store page, allocated as pages come into use.
+ * Cost: 12 bytes and a bit a store page, allocated as pages come into use.
  */
 #ifndef BALLAST_KSMD_STORE_H
 #define BALLAST_KSMD_STORE_H

@@ -163,3 +163,87 @@ Test(store, foreign_file_is_not_adopted)
 	cr_assert_eq(store_adopt(fd, MIB(16), &t), -EINVAL);
 	close(fd);
 }
+
+/* Counts are kept in 16 bits while they fit: several pages beyond that, in any order. */
+Test(store, counts_beyond_16_bits)
+{
+	enum {
+		PAGES = 5,
+		MANY = 70000
+	};
+	u32 a = store_alloc(s, PAGES);
+
+	for (u32 i = 0; i < PAGES; i++)
+		fill(a + i, (u8)i);
+	for (u32 n = 0; n < MANY; n++) {
+		for (u32 i = 0; i < PAGES; i++) {
+			store_ref(s, a + i);
+			if (i % 2)
+				store_cover(s, a + i);
+		}
+		if (n % 1000 == 999 || (n > 65530 && n < 65540)) {
+			for (u32 i = 0; i < PAGES; i++) {
+				cr_assert_eq(store_refs(s, a + i), n + 1);
+				cr_assert_eq(store_covers(s, a + i), i % 2 ? n + 1 : 0u);
+			}
+		}
+	}
+	cr_assert_eq(store_total_refs(s), (u64)PAGES * MANY);
+	cr_assert_eq(store_hash(s, a + 1), 1001u);
+	for (u32 n = MANY; n-- > 0;)
+		for (u32 i = 0; i < PAGES; i++)
+			cr_assert_eq(store_unref(s, a + i), n == 0, "page %u at %u", i, n);
+	cr_assert_eq(store_pages(s), 0u);
+	/* Content gone, mappings not: no offset with a cover is given out. */
+	for (u32 i = 1; i < PAGES; i += 2) {
+		cr_assert_eq(store_covers(s, a + i), (u32)MANY);
+		cr_assert_eq(store_refs(s, a + i), 0u);
+		for (u32 n = 0; n < MANY; n++)
+			store_uncover(s, a + i);
+		cr_assert_eq(store_covers(s, a + i), 0u);
+	}
+}
+
+/* Against a plain search: runs of all lengths, across the words of the bitmap. */
+Test(store, reuses_gaps_and_never_a_used_page)
+{
+	enum {
+		PAGES = 2048,
+		ROUNDS = 4000
+	};
+	static bool used[PAGES * 2];
+	u64 seed = 88172645463325252ull, reused = 0;
+	u32 end = store_alloc(s, PAGES);
+
+	cr_assert_eq(end, 0u);
+	memset(used, true, PAGES);
+	end = PAGES;
+	for (u32 round = 0; round < ROUNDS; round++) {
+		u32 nr, at;
+
+		seed ^= seed << 13;
+		seed ^= seed >> 7;
+		seed ^= seed << 17;
+		nr = 1 + seed % 90;
+		at = (u32)((seed >> 20) % (PAGES - nr));
+		for (u32 i = at; i < at + nr; i++) {
+			if (!used[i])
+				continue;
+			store_release(s, i, 1);
+			used[i] = false;
+		}
+		/* What is asked for is less than what was just given up, in one piece. */
+		at = store_alloc(s, nr / 2 + 1);
+		/* A search is bounded, and does not see all of the store. */
+		if (at == SPN_NONE)
+			continue;
+		reused += at < end;
+		for (u32 i = at; i <= at + nr / 2; i++) {
+			cr_assert_lt(i, (u32)ARRAY_SIZE(used));
+			cr_assert(!used[i], "page %u given out twice, round %u", i, round);
+			used[i] = true;
+		}
+		end = MAX(end, at + nr / 2 + 1);
+	}
+	cr_assert_gt(reused, ROUNDS / 2);
+}
