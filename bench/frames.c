@@ -116,24 +116,34 @@ static int zero_frame(u64 *ret)
 	return r == 0 && *ret ? 0 : -EACCES;
 }
 
+static int add_batch(struct numbers *frames, const u64 *entries, u64 nr, u64 zero)
+{
+	int r = 0;
+
+	for (u64 i = 0; r == 0 && i < nr; i++)
+		if (entries[i] & PM_PRESENT && (entries[i] & PM_FRAME_MASK) != zero)
+			r = add_number(frames, entries[i] & PM_FRAME_MASK);
+	return r;
+}
+
 static int add_frames(const struct frames_range *range, u64 zero, struct numbers *frames)
 {
+	u64 at = range->start >> PAGE_SHIFT, end = at + (range->bytes >> PAGE_SHIFT);
 	int fd = pagemap_open(range->pid), r = 0;
 	u64 entries[BATCH];
 
 	if (fd < 0)
 		return fd;
-	for (u64 page = 0, end = range->bytes >> PAGE_SHIFT; r == 0 && page < end; page += BATCH) {
-		u64 n = MIN(end - page, BATCH);
-		ssize_t want = (ssize_t)(n * sizeof(entries[0]));
+	while (r == 0 && at < end) {
+		ssize_t n = pread(fd, entries, MIN(end - at, BATCH) * sizeof(entries[0]),
+				  (off_t)(at * sizeof(entries[0])));
 
-		if (pread(fd, entries, (size_t)want,
-			  (off_t)(((range->start >> PAGE_SHIFT) + page) * sizeof(entries[0]))) !=
-		    want)
+		if (n < (ssize_t)sizeof(entries[0])) {
 			r = -EIO;
-		for (u64 i = 0; r == 0 && i < n; i++)
-			if (entries[i] & PM_PRESENT && (entries[i] & PM_FRAME_MASK) != zero)
-				r = add_number(frames, entries[i] & PM_FRAME_MASK);
+			break;
+		}
+		r = add_batch(frames, entries, (u64)n / sizeof(entries[0]), zero);
+		at += (u64)n / sizeof(entries[0]);
 	}
 	close(fd);
 	return r;

@@ -90,6 +90,7 @@ struct ksm_region {
 		nr_mapped; /* pages in these states; mapped: SHARED and BROKEN* */
 	u32 nr_kept;	   /* chunks */
 	bool read;	   /* the kernel was asked which of its pages map the store */
+	bool known;	   /* was so before: what is found broken now broke since then */
 	bool first_pass;   /* no scan has been through yet: its pages are all unknown */
 	bool gone; /* the VMM took it back; kept until the kernel says that nothing of it maps the
 		      store */
@@ -120,7 +121,8 @@ struct ksm_vm {
 	/* The pass: where the scan is, when the next one may start. */
 	u32 cursor_region, cursor_page;
 	u64 pass_started_us, pass_due_us, interval_us;
-	u64 full_due_us; /* from then on a pass also asks what broke and what is huge */
+	u64 full_due_us;   /* from then on a pass also asks what broke and what is huge */
+	u64 reread_due_us; /* from then on the account is compared with the kernel's */
 	bool in_pass, full_pass, rouse;
 	struct pace_pass pass;
 	struct pace_look look; /* of the window that the cursor is in */
@@ -196,7 +198,8 @@ int page_set_candidate(struct ksm_region *r, u32 page, u32 tag);
 void page_set_pending(struct ksm_region *r, u32 page);
 void page_set_shared(struct ksm_region *r, u32 page,
 		     u32 spn); /* takes over a reference that the caller holds */
-void page_set_broken(struct ksm_region *r, u32 page);	       /* of a SHARED page */
+void page_set_broken(struct ksm_region *r, u32 page); /* of a SHARED page */
+void page_broke(struct ksm_region *r, u32 page);      /* the same, counted: the guest wrote it */
 int page_set_covered(struct ksm_region *r, u32 page, u32 spn); /* broken, as found by resync */
 void page_note_broken_tag(struct ksm_region *r, u32 page, u32 tag);
 void page_unpend(struct ksm_region *r, u32 page, enum page_state state); /* back from PENDING */

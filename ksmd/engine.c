@@ -16,8 +16,8 @@
 /* Waiting for readers costs no CPU, but time that the sockets wait too. */
 #define SLICE_WALL_US 50000
 #define TRIM_US	      5000000
-/* Passes between two comparisons of the whole account with the kernel\'s. */
-#define REREAD_PASSES 256
+/* Between two comparisons of the whole account with the kernel's. */
+#define REREAD_US 300000000
 
 int engine_new(const struct engine_config *cfg, const struct engine_ops *ops, struct engine **ret)
 {
@@ -567,8 +567,10 @@ static void end_pass(struct ksm_vm *vm, u64 now)
 	if (vm->unmerged && vm->stats.shared_pages)
 		vm->unmerge_due = true;
 	/* What agents said is compared with what the kernel says now and then. */
-	for (u32 i = 0; i < vm->nr_regions && vm->stats.passes_total % REREAD_PASSES == 0; i++)
+	for (u32 i = 0; i < vm->nr_regions && now >= vm->reread_due_us; i++)
 		vm->regions[i]->read = vm->regions[i]->read && !vm->regions[i]->nr_mapped;
+	if (now >= vm->reread_due_us)
+		vm->reread_due_us = now + REREAD_US;
 	read_regions(vm);
 	reap_regions(vm);
 }

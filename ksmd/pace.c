@@ -14,6 +14,7 @@
 /* Broken pages: looked at after 4 looks at their window, later ones after up to 64. */
 #define BROKEN_FIRST 2
 #define BROKEN_MAX   6
+#define BROKEN_STALE 2
 #define HELD_LOOKS   32
 
 u64 pace_first_interval(const struct pace_limits *l)
@@ -52,7 +53,8 @@ bool pace_window_looked(struct pace_window *w, const struct pace_limits *l,
 	bool awake = w->quiet >= AWAKE_QUIET && k->written * AWAKE_SHARE >= k->pages;
 
 	w->looks++;
-	if (k->written || k->waiting) {
+	/* Broken pages are looked at twice at least before the window may be left alone. */
+	if (k->written || k->waiting || (k->broken && w->stale < BROKEN_STALE)) {
 		w->quiet = 0;
 		w->hot = k->rewritten * HOT_SHARE >= k->pages ? MIN(w->hot + 1, HOT_MAX) : 0;
 		w->skip = (u16)((1u << w->hot) - 1);

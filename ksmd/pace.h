@@ -48,6 +48,7 @@ struct pace_look {
 	u32 written;   /* since the last look */
 	u32 rewritten; /* of them, pages that were written before the last look, too */
 	u32 waiting;   /* pages that are still to be hashed */
+	bool broken;   /* broken pages that may merge again once they are known to be still */
 };
 
 /* Shall this pass look at the window? Counts the passes that do not. */

@@ -216,3 +216,17 @@ void page_note_broken_tag(struct ksm_region *r, u32 page, u32 tag)
 	r->link[page] = tag;
 	set_state(r, page, PG_BROKEN_SEEN);
 }
+
+void page_broke(struct ksm_region *r, u32 page)
+{
+	struct ksm_vm *vm = r->vm;
+
+	page_set_broken(r, page);
+	if (r->state[page] != PG_BROKEN)
+		return;
+	pace_broken_rouse(page_window(r, page));
+	if (vm->unmerged)
+		vm->stats.unmerged_total++;
+	else
+		vm->stats.broken_total++;
+}

@@ -73,7 +73,7 @@ static void note_broken(struct ksm_region *r, u32 page, u32 nr)
 {
 	for (u32 p = page; p < page + nr; p++)
 		if (r->state[p] == PG_SHARED)
-			page_set_broken(r, p);
+			(r->known ? page_broke : page_set_broken)(r, p);
 }
 
 int region_resync(struct ksm_region *r)
@@ -92,6 +92,7 @@ int region_resync(struct ksm_region *r)
 	r->read = true;
 	if (r->nr_mapped)
 		(void)scan_broken(r, 0, r->nr_pages, note_broken);
+	r->known = true;
 	return 0;
 }
 

@@ -157,14 +157,8 @@ static void note_broken(struct ksm_region *r, const struct scan_part *found)
 	for (int i = 0; i < found->nr; i++) {
 		for (u32 p = range_first(r, &found->ranges[i]); p < range_end(r, &found->ranges[i]);
 		     p++) {
-			if (r->state[p] != PG_SHARED)
-				continue;
-			page_set_broken(r, p);
-			pace_broken_rouse(page_window(r, p));
-			if (r->vm->unmerged)
-				r->vm->stats.unmerged_total++;
-			else
-				r->vm->stats.broken_total++;
+			if (r->state[p] == PG_SHARED)
+				page_broke(r, p);
 		}
 	}
 }
@@ -261,6 +255,15 @@ static u32 count_fresh(const struct ksm_region *r, u32 page, u32 nr)
 	return n;
 }
 
+/* Broken pages of which it is not known yet whether they stay as they are. */
+static bool has_broken(const struct ksm_region *r, u32 page, u32 nr)
+{
+	for (u32 p = page; p < page + nr; p++)
+		if (r->state[p] == PG_BROKEN || r->state[p] == PG_BROKEN_SEEN)
+			return true;
+	return false;
+}
+
 /* What of [page, page + nr) can be merged is found, and queued for the agent. */
 static void find_sharing(struct ksm_region *r, u32 page, u32 nr, struct scan_buffers *b)
 {
@@ -279,6 +282,7 @@ static void find_sharing(struct ksm_region *r, u32 page, u32 nr, struct scan_buf
 		match_pages(r, page, nr, wants_hash, &wish, &news);
 	if (wish.broken)
 		pace_broken_looked(w, &limits, news);
+	r->vm->look.broken = r->vm->look.broken || (r->nr_broken && has_broken(r, page, nr));
 	huge_survey(r, page, nr);
 	/* Reading that takes long makes all others wait: who is slow gets a small share of the
 	 * time. */

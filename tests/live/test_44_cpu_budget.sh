@@ -57,7 +57,7 @@ go_first
 stock_init cpu_budget
 # The default budget: nothing in the configuration says 5.
 # A host that is short of memory would be another test.
-start_daemon scan.interval=10ms scan.cpu_percent_pressure=0.1 || die cpu_budget_daemon "ballastd does not start"
+start_daemon scan.interval=10ms scan.idle_interval=1s scan.cpu_percent_pressure=0.1 || die cpu_budget_daemon "ballastd does not start"
 stock_start a 1 ballast.mode=check
 stock_start b 2 ballast.mode=check
 stock_ready cpu_budget a b
@@ -78,7 +78,7 @@ echo "# $own us says the daemon, $kernel us the kernel"
 check_ge cpu_budget_own_account 1 $((${off#-} * 10 <= kernel))
 
 broken=$(vms_sum broken_pages_total a b)
-write_config scan.interval=10ms scan.cpu_percent=20 scan.cpu_percent_pressure=0.1
+write_config scan.interval=10ms scan.idle_interval=1s scan.cpu_percent=20 scan.cpu_percent_pressure=0.1
 kill -HUP "$DAEMON_PID"
 permille_is() { take_status && [ "$(host_value scan_cpu_permille)" = "$1" ]; }
 check cpu_budget_reload wait_for 10 permille_is 200

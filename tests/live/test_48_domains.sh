@@ -58,7 +58,7 @@ some_passes() # NAME...: longer than it takes to find, hash and merge what there
 }
 probe_value() { sed -n "/kind=$1 /s/.* $2=\([0-9]*\).*/\1/p" "$RUN/probe.log"; } # KIND KEY
 
-start_daemon scan.cpu_percent=100 scan.interval=20ms 'vm "a*".domain=a' 'vm "zero*".domain=a' \
+start_daemon scan.cpu_percent=100 scan.interval=20ms scan.idle_interval=1s 'vm "a*".domain=a' 'vm "zero*".domain=a' \
 	'vm "zero*".share=zero-only' 'vm "off*".domain=a' 'vm "off*".share=off' 'vm "b*".domain=b' \
 	'vm "probe".domain=b' || die domains_daemon "ballastd does not start"
 for name in a1 a2 zero1 zero2 off1 off2; do

@@ -76,7 +76,7 @@ tool_start()
 
 flat_init agent
 # Half of a core: the tools and the VMs want some of it, too.
-start_daemon scan.cpu_percent=50 scan.interval=10ms || die agent_daemon "ballastd does not start"
+start_daemon scan.cpu_percent=50 scan.interval=10ms scan.idle_interval=1s || die agent_daemon "ballastd does not start"
 flat_start a 1
 a=$PID
 flat_start b 2

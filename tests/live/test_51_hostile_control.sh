@@ -47,7 +47,7 @@ settled() # NAME
 flat_init control
 # A folder that others may pass through, so that the socket's own mode is what is tested.
 chmod 711 "$RUN"
-start_daemon scan.cpu_percent=50 scan.interval=10ms || die control_daemon "ballastd does not start"
+start_daemon scan.cpu_percent=50 scan.interval=10ms scan.idle_interval=1s || die control_daemon "ballastd does not start"
 flat_start a 1
 a=$PID
 wait_for 40 vms_reach shared_pages 2000 a || die control_vm "only $(vms_sum shared_pages a) shared pages"

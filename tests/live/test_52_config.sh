@@ -173,7 +173,7 @@ reload()
 	reloads=$(host_value reloads_total) reload_errors=$(host_value reload_errors_total)
 }
 # shared_settles VM LEAST
-reload scan.cpu_percent=60 scan.interval=10ms
+reload scan.cpu_percent=60 scan.interval=10ms scan.idle_interval=1s
 check_eq config_reload_good "1 0" "$reloads $reload_errors"
 check_eq config_reload_cpu 600 "$(host_value scan_cpu_permille)"
 wait_for 40 vms_reach shared_pages 8000 a b || die config_vms "only $(vms_sum shared_pages a b) shared pages"
@@ -206,18 +206,18 @@ scanned_stands_still()
 	take_status
 	[ "$(vm_value a hashed_pages_total)" = "$first" ]
 }
-reload scan.cpu_percent=60 scan.interval=10ms 'vm "a".share=off'
+reload scan.cpu_percent=60 scan.interval=10ms scan.idle_interval=1s 'vm "a".share=off'
 check_eq config_share_off_applied "2 2 off on" "$reloads $reload_errors $(vm_value a share) $(vm_value b share)"
 check config_share_off_no_hashing wait_for 20 scanned_stands_still
 merged_a=$(vm_value a merged_pages_total) merged_b=$(vms_sum merged_pages_total b)
 check config_share_off_other_merges wait_for 20 vms_reach merged_pages_total $((merged_b + 300)) b
 check_eq config_share_off_merges_nothing "$merged_a" "$(vm_value a merged_pages_total)"
 # And back.
-reload scan.cpu_percent=60 scan.interval=10ms
+reload scan.cpu_percent=60 scan.interval=10ms scan.idle_interval=1s
 check_eq config_share_on_applied on "$(vm_value a share)"
 check config_share_on_merges wait_for 20 vms_reach merged_pages_total $((merged_a + 300)) a
 # All of it off: nothing new, for nobody.
-reload scan.cpu_percent=60 scan.interval=10ms scan.enabled=off
+reload scan.cpu_percent=60 scan.interval=10ms scan.idle_interval=1s scan.enabled=off
 check_eq config_scan_off_shows false "$(host_value scanning)"
 quiet() # no merge in a second
 {
@@ -229,7 +229,7 @@ quiet() # no merge in a second
 	[ "$(vms_sum merged_pages_total a b)" = "$first" ]
 }
 check config_scan_off_merges_nothing wait_for 10 quiet
-reload scan.cpu_percent=60 scan.interval=10ms
+reload scan.cpu_percent=60 scan.interval=10ms scan.idle_interval=1s
 wait_for 40 vms_reach shared_pages 8000 a b || fail config_shares_again "only $(vms_sum shared_pages a b) shared pages"
 # Twenty at once are not one too many.
 for ((i = 0; i < 20; i++)); do kill -HUP "$DAEMON_PID"; done

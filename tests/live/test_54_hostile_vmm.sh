@@ -73,7 +73,7 @@ gone() # NAME
 }
 
 flat_init vmm
-start_daemon scan.cpu_percent=50 scan.interval=100ms || die vmm_daemon "ballastd does not start"
+start_daemon scan.cpu_percent=50 scan.interval=100ms scan.idle_interval=1s || die vmm_daemon "ballastd does not start"
 flat_start a 1
 a=$PID
 flat_start b 2

@@ -5,7 +5,7 @@ FLAT=$BUILD/tests/flat_vmm
 FLAT_PAGES=16384 # 64 MiB
 # As fast as one core goes: these tests want as many merges and breaks as there can be.
 # shellcheck disable=SC2034 # for the tests
-FLAT_DAEMON=(scan.cpu_percent=100 scan.interval=10ms)
+FLAT_DAEMON=(scan.cpu_percent=100 scan.interval=10ms scan.idle_interval=1s)
 
 # flat_init: finds out whether KVM can run the guest; else the same loop runs in host threads.
 FLAT_MODE=()

@@ -6,7 +6,7 @@
 
 # As fast as one core goes, without keeping the guests from the other one.
 # shellcheck disable=SC2034 # for the tests
-STOCK_DAEMON=(scan.cpu_percent=100 scan.interval=50ms)
+STOCK_DAEMON=(scan.cpu_percent=100 scan.interval=50ms scan.idle_interval=1s)
 STOCK_MIB=256
 OUTSIDE=$BUILD/outside
 
