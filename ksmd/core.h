@@ -106,7 +106,6 @@ struct ksm_vm {
 	struct engine *engine;
 	struct ksm_domain *domain;
 	struct ksm_vm *next;
-	u32 id;	    /* of this engine's VMs, in the order in which they came */
 	void *conn; /* NULL: not connected */
 	struct target *target;
 	enum ksm_mode mode;
@@ -150,7 +149,6 @@ struct engine {
 	struct ksm_domain *domains[DOMAINS_MAX];
 	u32 nr_domains;
 	struct ksm_vm *vms;
-	u32 next_vm_id;
 	struct scan_buffers *scan;
 	struct match_buffers *match;
 	struct merge_buffers *merge;
@@ -207,6 +205,7 @@ void domain_unref(struct ksm_domain *d, u32 spn);
 
 /* promote.c */
 struct merge_buffers *merge_buffers_new(void);
+void merge_buffers_free(struct merge_buffers *b);
 /* Has pages merged whose content was seen before; @m is in page order, all of @vm. */
 void merge_matches(struct ksm_vm *vm, struct match *m, u32 nr);
 void collect_late(struct engine *e); /* gives back what has ended */

@@ -75,7 +75,7 @@ void engine_free(struct engine *e)
 	reader_pool_free(e->readers);
 	scan_buffers_free(e->scan);
 	match_buffers_free(e->match);
-	free(e->merge);
+	merge_buffers_free(e->merge);
 	gpn_space_free(&e->gpns);
 	free(e);
 }
@@ -252,7 +252,6 @@ int engine_vm_add(struct engine *e, pid_t pid, struct ksm_domain *d, enum ksm_mo
 	vm->engine = e;
 	vm->domain = d;
 	vm->mode = mode;
-	vm->id = e->next_vm_id++;
 	vm->interval_us = first_interval(e);
 	vm->cpu_us = least_cpu(e);
 	vm->next = e->vms;

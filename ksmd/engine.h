@@ -12,7 +12,7 @@
  *   2. Pages that were written before the last pass and not since are read and hashed.
  *   3. Zero pages are to become zero-page mappings. The others are looked up in their domain's
  *      index: in the store already, seen once in another page, or new.
- *   4. Pairs are promoted: both are read again, compared, and the content is written to store
+ *   4. Pairs are promoted: one of the two is read again, and what is read is written to store
  *      pages whose order follows the guest's.
  *   5. The agents are asked to merge. They verify again, after the page can no longer change
  *      (invariant 2).

@@ -105,77 +105,63 @@ void hash_job_free(struct hash_job *j)
 	free_hash_job(&j->job);
 }
 
-/* Step 4 of the engine's overview, for a batch: read both, compare, write what is equal into the
- * store. */
-static int promote_batch(struct promote_job *j, u32 first, u32 nr)
+/*
+ * Step 4 of the engine's overview, for a batch. The hash is taken from the copy that the store
+ * gets: a page that changed since it was looked up is not what its partner has. The partner itself
+ * is not read again; its agent compares every byte before it shows this page (invariant 2).
+ */
+static void promote_batch(struct promote_job *j, u32 first, u32 nr)
 {
-	int err = 0;
+	bool *ok = j->ok + first;
 
-	for (int side = 0; side < 2; side++) {
-		j->job.stage = side; /* who is to blame if it hangs */
-		if (target_read(j->target[side], j->hva[side] + first, nr, j->buf[side],
-				j->ok[side] + first) < 0)
-			memset(j->ok[side] + first, 0, nr * sizeof(j->ok[side][0]));
-	}
-	for (u32 i = 0; i < nr; i++) {
-		const u8 *page = j->buf[0] + i * PAGE_BYTES;
-		bool *read = &j->ok[0][first + i], *equal = &j->ok[1][first + i];
-
-		/* The hash is taken from the copy that the store gets. */
-		if (*read)
-			j->hash[first + i] = page_hash(page);
-		*equal = *read && *equal &&
-			 memcmp(page, j->buf[1] + i * PAGE_BYTES, PAGE_BYTES) == 0;
-	}
-	for (u32 i = 0, n; i < nr && err == 0; i += n) {
-		for (n = 1; i + n < nr && j->ok[1][first + i + n] == j->ok[1][first + i]; n++)
+	if (target_read(j->target, j->hva + first, nr, j->buf, ok) < 0)
+		memset(ok, 0, nr * sizeof(ok[0]));
+	for (u32 i = 0; i < nr; i++)
+		ok[i] = ok[i] && page_hash(j->buf + i * PAGE_BYTES) == j->hash[first + i];
+	for (u32 i = 0, n; i < nr; i += n) {
+		for (n = 1; i + n < nr && ok[i + n] == ok[i]; n++)
 			;
-		if (j->ok[1][first + i])
-			err = store_write(j->store, j->spn + first + i, j->buf[0] + i * PAGE_BYTES,
-					  n);
+		if (ok[i] &&
+		    store_write(j->store, j->spn + first + i, j->buf + i * PAGE_BYTES, n) < 0)
+			memset(ok + i, 0, n * sizeof(ok[0]));
 	}
-	return err;
 }
 
 static void promote_job_run(struct reader_job *job)
 {
 	struct promote_job *j = container_of(job, struct promote_job, job);
 
-	for (u32 i = 0; i < j->nr && j->err == 0; i += READ_BATCH_PAGES)
-		j->err = promote_batch(j, i, MIN(j->nr - i, READ_BATCH_PAGES));
+	for (u32 i = 0; i < j->nr; i += READ_BATCH_PAGES)
+		promote_batch(j, i, MIN(j->nr - i, READ_BATCH_PAGES));
 }
 
 static void free_promote_job(struct reader_job *job)
 {
 	struct promote_job *j = container_of(job, struct promote_job, job);
 
-	target_put(j->target[0]);
-	target_put(j->target[1]);
-	free(j->buf[0]);
-	free(j->buf[1]);
+	target_put(j->target);
+	free(j->buf);
 	if (j->late)
 		j->late->ended = true;
 	free(j);
 }
 
-struct promote_job *promote_job_new(const struct store *store, u32 nr)
+struct promote_job *promote_job_new(void)
 {
 	struct promote_job *j = calloc(1, sizeof(*j));
 
 	if (!j)
 		return NULL;
 	j->job = (struct reader_job){ .run = promote_job_run, .free = free_promote_job };
-	j->store = store;
-	j->nr = nr;
-	for (int side = 0; side < 2; side++)
-		j->buf[side] = aligned_alloc(PAGE_BYTES, READ_BATCH_PAGES * PAGE_BYTES);
-	if (j->buf[0] && j->buf[1])
+	j->buf = aligned_alloc(PAGE_BYTES, READ_BATCH_PAGES * PAGE_BYTES);
+	if (j->buf)
 		return j;
-	promote_job_free(j);
+	free(j);
 	return NULL;
 }
 
 void promote_job_free(struct promote_job *j)
 {
-	free_promote_job(&j->job);
+	if (j)
+		free_promote_job(&j->job);
 }

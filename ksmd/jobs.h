@@ -61,16 +61,14 @@ struct late_pages {
 
 struct promote_job {
 	struct reader_job job;
-	struct target *target[2]; /* of the pages and of their partners */
+	struct target *target;
 	const struct store *store;
 	u32 spn, nr;
-	u64 hva[2][PROMOTION_PAGES];
-	bool ok[2][PROMOTION_PAGES]; /* of the pages: was read; of the partners: was read, and is
-					equal */
-	u64 hash[PROMOTION_PAGES];
-	int err;		 /* the store could not be written */
-	u8 *buf[2];		 /* READ_BATCH_PAGES pages */
-	struct late_pages *late; /* told when the job ends after it was given up */
+	u64 hva[PROMOTION_PAGES];
+	u64 hash[PROMOTION_PAGES]; /* that the content shall have */
+	bool ok[PROMOTION_PAGES];  /* it has, and is in the store */
+	u8 *buf;		   /* READ_BATCH_PAGES pages */
+	struct late_pages *late;   /* told when the job ends after it was given up */
 };
 
 /* Empty, and without a target: jobs are kept and filled anew. */
@@ -78,8 +76,8 @@ struct scan_job *scan_job_new(void);
 void scan_job_free(struct scan_job *j);
 struct hash_job *hash_job_new(void);
 void hash_job_free(struct hash_job *j);
-/* For @nr pages; the caller fills targets, addresses and spn. */
-struct promote_job *promote_job_new(const struct store *store, u32 nr);
+/* For at most PROMOTION_PAGES pages; the caller fills in what they are. */
+struct promote_job *promote_job_new(void);
 void promote_job_free(struct promote_job *j);
 
 #endif

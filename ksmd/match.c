@@ -177,12 +177,10 @@ static int match_page(struct ksm_region *r, u32 page, u64 hash, struct match *re
 	*ret = (struct match){
 		.gpn = r->gpn + page, .spn = SPN_NONE, .partner = GPN_NONE, .hash = hash
 	};
-	if (found & INDEX_STORE_FLAG) {
+	if (found & INDEX_STORE_FLAG)
 		ret->spn = found & ~INDEX_STORE_FLAG;
-	} else {
+	else
 		ret->partner = found;
-		ret->partner_vm = gpn_region(r->vm->engine, found)->vm->id;
-	}
 	return 1;
 }
 

@@ -3,31 +3,23 @@
 #include "ksmd/planner.h"
 #include "ksmd/store.h"
 
-static int by_partner_vm(const void *a, const void *b)
+static int new_ones_first(const void *a, const void *b)
 {
 	const struct match *x = a, *y = b;
 	bool x_new = x->spn == SPN_NONE, y_new = y->spn == SPN_NONE;
 
 	if (x_new != y_new)
 		return x_new ? -1 : 1;
-	if (x_new && x->partner_vm != y->partner_vm)
-		return x->partner_vm < y->partner_vm ? -1 : 1;
 	return x->gpn < y->gpn ? -1 : x->gpn > y->gpn;
 }
 
-u32 plan_promotions(struct match *m, u32 nr, u32 max_nr, struct promotion *ret)
+u32 plan_promotions(struct match *m, u32 nr)
 {
 	u32 n = 0;
 
-	qsort(m, nr, sizeof(*m), by_partner_vm);
-	for (u32 i = 0; i < nr && m[i].spn == SPN_NONE; i++) {
-		struct promotion *last = n ? &ret[n - 1] : NULL;
-
-		if (last && last->nr < max_nr && m[i - 1].partner_vm == m[i].partner_vm)
-			last->nr++;
-		else
-			ret[n++] = (struct promotion){ .first = i, .nr = 1 };
-	}
+	qsort(m, nr, sizeof(*m), new_ones_first);
+	while (n < nr && m[n].spn == SPN_NONE)
+		n++;
 	return n;
 }
 

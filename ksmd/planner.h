@@ -18,22 +18,15 @@ struct match {
 	u32 gpn;
 	u32 spn;     /* the store page, or SPN_NONE: the content is to be promoted */
 	u32 partner; /* if promoted: the page it was first seen in */
-	u32 partner_vm;
 	u64 hash;
 };
 
-/* Matches [first, first + nr) are to be promoted together: one allocation, one look into two VMs.
- */
-struct promotion {
-	u32 first, nr;
-};
-
 /*
- * Puts the matches that are to be promoted first, by the partner's VM and in page order, and the
- * others behind. Writes at most @nr promotions of at most @max_nr pages each, each of one partner's
- * VM; returns how many. Pages of a promotion need not be neighbours: their order is what counts.
+ * Puts the matches that are to be promoted first, in page order, and the others behind. Returns how
+ * many they are. They get store pages in that order: pages that are neighbours in the guest become
+ * neighbours in the store, whatever lies between.
  */
-u32 plan_promotions(struct match *m, u32 nr, u32 max_nr, struct promotion *ret);
+u32 plan_promotions(struct match *m, u32 nr);
 
 /* Guest page @gpn shall show store page @spn. */
 struct placement {

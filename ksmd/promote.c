@@ -8,9 +8,12 @@
 #include "ksmd/core.h"
 #include "ksmd/jobs.h"
 
+#define PROMOTIONS (WINDOW_PAGES / PROMOTION_PAGES)
+
 /* Kept between windows, so that none allocates. */
 struct merge_buffers {
-	struct promotion promotions[WINDOW_PAGES];
+	struct promote_job *jobs[PROMOTIONS];
+	struct late_pages *late[PROMOTIONS]; /* of the jobs */
 	struct placement own[WINDOW_PAGES], partners[WINDOW_PAGES];
 	struct run runs[WINDOW_PAGES];
 };
@@ -20,25 +23,13 @@ struct merge_buffers *merge_buffers_new(void)
 	return calloc(1, sizeof(struct merge_buffers));
 }
 
-static struct promote_job *job_of(struct ksm_domain *d, const struct match *m, u32 nr, u32 spn)
+void merge_buffers_free(struct merge_buffers *b)
 {
-	struct promote_job *j = promote_job_new(d->store, nr);
-
-	if (!j)
-		return NULL;
-	j->spn = spn;
-	for (int side = 0; side < 2; side++) {
-		for (u32 i = 0; i < nr; i++) {
-			u32 gpn = side ? m[i].partner : m[i].gpn;
-			const struct ksm_region *r = gpn_region(d->engine, gpn);
-
-			j->hva[side][i] = page_hva(r, gpn - r->gpn);
-			/* All of one side are of one VM: plan_promotions() sees to that. */
-			if (i == 0)
-				j->target[side] = target_get(r->vm->target);
-		}
-	}
-	return j;
+	if (!b)
+		return;
+	for (u32 i = 0; i < PROMOTIONS; i++)
+		promote_job_free(b->jobs[i]);
+	free(b);
 }
 
 /* A pair whose partner was taken by an earlier pair of this window waits for the next pass: it is
@@ -106,65 +97,100 @@ void collect_late(struct engine *e)
 	}
 }
 
-/*
- * Promotes matches [0, nr), pages of one VM whose partners are of one VM. Appends to the
- * placements; returns how many were promoted.
- */
+/* A job that promotes [0, nr) of @m, with store pages of its own; NULL: not now. */
+static struct promote_job *prepare(struct ksm_vm *vm, const struct match *m, u32 nr,
+				   struct promote_job **slot)
+{
+	struct store *store = vm->domain->store;
+	struct promote_job *j;
+	u32 spn;
+
+	if (!*slot)
+		*slot = promote_job_new();
+	j = *slot;
+	if (!j)
+		return NULL;
+	spn = store_alloc(store, nr);
+	if (spn == SPN_NONE)
+		return NULL;
+	j->late = calloc(1, sizeof(*j->late));
+	if (!j->late) {
+		store_release(store, spn, nr);
+		return NULL;
+	}
+	*j->late = (struct late_pages){ .domain = vm->domain, .spn = spn, .nr = nr };
+	j->store = store;
+	j->target = target_get(vm->target);
+	j->spn = spn;
+	j->nr = nr;
+	for (u32 i = 0; i < nr; i++) {
+		const struct ksm_region *r = gpn_region(vm->engine, m[i].gpn);
+
+		j->hva[i] = page_hva(r, m[i].gpn - r->gpn);
+		j->hash[i] = m[i].hash;
+		j->ok[i] = false;
+	}
+	return j;
+}
+
+/* The job is done, or was never begun. Appends what it promoted to the placements; returns how many
+ * pages that are. */
+static u32 settle(struct ksm_vm *vm, struct match *m, struct promote_job *j, struct placement *own,
+		  struct placement *partners)
+{
+	struct ksm_domain *d = vm->domain;
+	u32 n = 0;
+
+	for (u32 i = 0; i < j->nr; i++) {
+		/* What is not promoted stays FRESH and is looked up again in the next pass. */
+		if (j->ok[i] && partner_free(vm->engine, m[i].partner) &&
+		    !is_pending(vm->engine, m[i].gpn)) {
+			publish(d, &m[i], j->spn + i, j->hash[i], &own[n], &partners[n]);
+			n++;
+		} else {
+			store_release(d->store, j->spn + i, 1);
+		}
+	}
+	target_put(j->target);
+	j->target = NULL;
+	free(j->late);
+	j->late = NULL;
+	return n;
+}
+
+/* Promotes matches [0, nr), pages of one VM in their order. Appends to the placements; returns how
+ * many were promoted. */
 static u32 promote(struct ksm_vm *vm, struct match *m, u32 nr, struct placement *own,
 		   struct placement *partners)
 {
-	struct ksm_domain *d = vm->domain;
-	struct reader_job *jobs[1];
-	struct promote_job *j;
-	u32 spn = store_alloc(d->store, nr), n = 0;
-	struct late_pages *late;
-	int stage, err;
+	struct merge_buffers *b = vm->engine->merge;
+	struct reader_job *jobs[PROMOTIONS];
+	u32 nr_jobs = 0, n = 0;
+	int stage;
 
-	if (spn == SPN_NONE)
-		return 0;
-	j = job_of(d, m, nr, spn);
-	late = calloc(1, sizeof(*late));
-	if (!j || !late) {
-		if (j)
-			promote_job_free(j);
-		free(late);
-		store_release(d->store, spn, nr);
-		return 0;
-	}
-	*late = (struct late_pages){ .domain = d, .spn = spn, .nr = nr };
-	j->late = late;
-	jobs[0] = &j->job;
-	err = reader_run(vm->engine->readers, jobs, 1, READ_TIMEOUT_US, &stage);
-	if (!jobs[0]) {
-		keep_late(vm->engine, late);
-		vm_set_blocked(stage ? gpn_region(vm->engine, m[0].partner)->vm : vm);
-		return 0;
-	}
-	j->late = NULL;
-	free(late);
-	if (err < 0) {
-		promote_job_free(j);
-		store_release(d->store, spn, nr);
-		return 0;
-	}
-	for (u32 i = 0; i < nr; i++) {
-		if (j->err == 0 && j->ok[1][i] && partner_free(vm->engine, m[i].partner) &&
-		    !is_pending(vm->engine, m[i].gpn)) {
-			publish(d, &m[i], spn + i, j->hash[i], &own[n], &partners[n]);
-			n++;
-			continue;
-		}
-		store_release(d->store, spn + i, 1);
-		/* What stays FRESH is hashed again in the next pass. */
-		if (j->err == 0 && j->ok[0][i] && partner_free(vm->engine, m[i].partner) &&
-		    !is_pending(vm->engine, m[i].gpn)) {
-			/* Equal tags, other content: this page is a candidate of its own. */
-			struct ksm_region *r = gpn_region(vm->engine, m[i].gpn);
+	for (u32 i = 0; i < nr; i += PROMOTION_PAGES) {
+		struct promote_job *j =
+			prepare(vm, m + i, MIN(nr - i, PROMOTION_PAGES), &b->jobs[nr_jobs]);
 
-			(void)page_set_candidate(r, m[i].gpn - r->gpn, hash_tag(m[i].hash));
+		if (!j)
+			break;
+		b->late[nr_jobs] = j->late;
+		jobs[nr_jobs++] = &j->job;
+	}
+	if (nr_jobs &&
+	    reader_run(vm->engine->readers, jobs, nr_jobs, READ_TIMEOUT_US, &stage) == -ETIMEDOUT)
+		vm_set_blocked(vm);
+	for (u32 i = 0; i < nr_jobs; i++) {
+		struct promote_job *j = b->jobs[i];
+
+		if (jobs[i]) {
+			n += settle(vm, m + i * PROMOTION_PAGES, j, own + n, partners + n);
+		} else {
+			/* The hung reader's now; so is the job's ->late, until that ends. */
+			keep_late(vm->engine, b->late[i]);
+			b->jobs[i] = NULL;
 		}
 	}
-	promote_job_free(j);
 	return n;
 }
 
@@ -196,7 +222,7 @@ void merge_matches(struct ksm_vm *vm, struct match *matches, u32 nr)
 {
 	struct merge_buffers *b = vm->engine->merge;
 	struct engine *e = vm->engine;
-	u32 own = 0, partners = 0, nr_promotions;
+	u32 own = 0, partners;
 
 	/* Content that is in the store already. */
 	for (u32 i = 0; i < nr; i++) {
@@ -209,18 +235,8 @@ void merge_matches(struct ksm_vm *vm, struct match *matches, u32 nr)
 		page_set_pending(r, m->gpn - r->gpn);
 		b->own[own++] = (struct placement){ m->gpn, m->spn };
 	}
-	nr_promotions = plan_promotions(matches, nr, PROMOTION_PAGES, b->promotions);
-	for (u32 i = 0; i < nr_promotions; i++) {
-		struct match *m = &matches[b->promotions[i].first];
-		u32 done;
-
-		/* Since it was looked up its VM may have been found to hang. */
-		if (!vm_may_share(gpn_region(e, m->partner)->vm))
-			continue;
-		done = promote(vm, m, b->promotions[i].nr, b->own + own, b->partners + partners);
-		own += done;
-		partners += done;
-	}
+	partners = promote(vm, matches, plan_promotions(matches, nr), b->own + own, b->partners);
+	own += partners;
 	queue_runs(e, b->own, own, b->runs);
 	queue_runs(e, b->partners, partners, b->runs);
 }

@@ -8,9 +8,10 @@
 
 struct worker {
 	struct reader_pool *pool;
-	struct reader_job *job; /* being run, or waiting to be picked up */
+	struct reader_job *job; /* being run; NULL: idle */
+	u32 index;		/* of it in the pool's jobs */
+	u64 started_us;
 	bool given_up;
-	bool busy;
 	pthread_t thread;
 };
 
@@ -21,6 +22,11 @@ struct reader_pool {
 	u32 nr;
 	u64 given_up;
 	bool stop;
+
+	/* What reader_run() was given. Readers take one job after the other, so that a wake-up is
+	 * paid once for all. */
+	struct reader_job **jobs;
+	u32 nr_jobs, next, running;
 };
 
 static void *worker_main(void *arg)
@@ -30,10 +36,14 @@ static void *worker_main(void *arg)
 
 	pthread_mutex_lock(&p->lock);
 	for (;;) {
-		while (!w->job && !p->stop)
+		while (p->next == p->nr_jobs && !p->stop)
 			pthread_cond_wait(&p->work, &p->lock);
-		if (!w->job)
+		if (p->next == p->nr_jobs)
 			break;
+		w->index = p->next++;
+		w->job = p->jobs[w->index];
+		w->started_us = now_us();
+		p->running++;
 		pthread_mutex_unlock(&p->lock);
 		w->job->run(w->job);
 		pthread_mutex_lock(&p->lock);
@@ -46,8 +56,9 @@ static void *worker_main(void *arg)
 			return NULL;
 		}
 		w->job = NULL;
-		w->busy = false;
-		pthread_cond_signal(&p->done);
+		p->running--;
+		if (p->next == p->nr_jobs && !p->running)
+			pthread_cond_signal(&p->done);
 	}
 	pthread_mutex_unlock(&p->lock);
 	return NULL;
@@ -147,6 +158,7 @@ static void give_up(struct reader_pool *p, u32 i)
 
 	p->workers[i]->given_up = true;
 	p->given_up++;
+	p->running--;
 	pthread_detach(p->workers[i]->thread);
 	if (worker_new(p, &fresh) == 0)
 		p->workers[i] = fresh;
@@ -154,17 +166,46 @@ static void give_up(struct reader_pool *p, u32 i)
 		p->workers[i] = p->workers[--p->nr];
 }
 
-static bool wait_done(struct reader_pool *p, const struct worker *w, u64 deadline_us)
+/* When the first of those who work now has had its time. */
+static u64 first_deadline(const struct reader_pool *p, u64 timeout_us)
+{
+	u64 first = now_us() + timeout_us;
+
+	for (u32 i = 0; i < p->nr; i++)
+		if (p->workers[i]->job)
+			first = MIN(first, p->workers[i]->started_us + timeout_us);
+	return first;
+}
+
+static void wait_until(struct reader_pool *p, u64 deadline_us)
 {
 	struct timespec t = {
 		.tv_sec = (time_t)(deadline_us / 1000000),
 		.tv_nsec = (long)(deadline_us % 1000000) * 1000,
 	};
 
-	while (w->busy)
-		if (pthread_cond_timedwait(&p->done, &p->lock, &t) == ETIMEDOUT)
-			return !w->busy;
-	return true;
+	pthread_cond_timedwait(&p->done, &p->lock, &t);
+}
+
+/* Gives up those whose time is over. The others finish what they have; nothing new is begun. */
+static int give_up_late(struct reader_pool *p, u64 timeout_us, int *ret_stage)
+{
+	int r = 0;
+
+	/* Downwards, because giving one up may move the last one into its place. */
+	for (u32 i = p->nr; i-- > 0;) {
+		struct worker *w = p->workers[i];
+
+		if (!w->job || now_us() < w->started_us + timeout_us)
+			continue;
+		/* Still ours to look at: its reader frees it only with the lock. */
+		*ret_stage = w->job->stage;
+		p->jobs[w->index] = NULL;
+		p->next = p->nr_jobs;
+		r = -ETIMEDOUT;
+		give_up(p, i);
+	}
+	return r;
 }
 
 int reader_run(struct reader_pool *p, struct reader_job **jobs, u32 nr, u64 timeout_us,
@@ -175,29 +216,23 @@ int reader_run(struct reader_pool *p, struct reader_job **jobs, u32 nr, u64 time
 	if (!p->nr)
 		return -EAGAIN;
 	pthread_mutex_lock(&p->lock);
-	/* Rounds of as many jobs as there are readers. */
-	for (u32 first = 0, n; first < nr && p->nr; first += n) {
-		u64 deadline = now_us() + timeout_us;
-
-		n = MIN(nr - first, p->nr);
-		for (u32 i = 0; i < n; i++) {
-			p->workers[i]->busy = true;
-			p->workers[i]->job = jobs[first + i];
-		}
-		pthread_cond_broadcast(&p->work);
-		/* Downwards, because giving one up may move the last one into its place. */
-		for (u32 i = n; i-- > 0;) {
-			if (wait_done(p, p->workers[i], deadline))
-				continue;
-			/* Still ours to look at: its reader frees it only with the lock. */
-			*ret_stage = jobs[first + i]->stage;
-			give_up(p, i);
-			jobs[first + i] = NULL;
+	p->jobs = jobs;
+	p->nr_jobs = nr;
+	p->next = 0;
+	for (u32 i = 0; i < MIN(nr, p->nr); i++)
+		pthread_cond_signal(&p->work);
+	while (p->next < p->nr_jobs || p->running) {
+		wait_until(p, first_deadline(p, timeout_us));
+		if (give_up_late(p, timeout_us, ret_stage) < 0)
 			r = -ETIMEDOUT;
-		}
-		if (r < 0)
+		/* All were given up, and no thread could be had in their place. */
+		if (!p->nr) {
+			r = -ETIMEDOUT;
 			break;
+		}
 	}
+	p->nr_jobs = p->next = 0;
+	p->jobs = NULL;
 	pthread_mutex_unlock(&p->lock);
 	return r;
 }

@@ -3,37 +3,21 @@
 #include "ksmd/planner.h"
 #include "ksmd/store.h"
 
-/* By the VM of the partner and in page order, whatever lies between; what is in the store already
- * comes last. */
-Test(planner, promotes_what_one_partner_has)
+/* In page order, whatever lies between; what is in the store already comes last. */
+Test(planner, promotes_in_page_order)
 {
 	struct match m[] = {
-		{ .gpn = 10, .spn = SPN_NONE, .partner_vm = 2 },
-		{ .gpn = 11, .spn = SPN_NONE, .partner_vm = 1 },
-		{ .gpn = 12, .spn = 77 },
-		{ .gpn = 13, .spn = SPN_NONE, .partner_vm = 2 },
-		{ .gpn = 15, .spn = SPN_NONE, .partner_vm = 1 },
-		{ .gpn = 16, .spn = SPN_NONE, .partner_vm = 2 },
+		{ .gpn = 16, .spn = SPN_NONE }, { .gpn = 11, .spn = SPN_NONE },
+		{ .gpn = 12, .spn = 77 },	{ .gpn = 13, .spn = SPN_NONE },
+		{ .gpn = 9, .spn = 78 },	{ .gpn = 10, .spn = SPN_NONE },
 	};
-	const u32 order[] = { 11, 15, 10, 13, 16, 12 };
-	struct promotion p[6];
+	const u32 order[] = { 10, 11, 13, 16, 9, 12 };
 
-	cr_assert_eq(plan_promotions(m, 6, 256, p), 2u);
-	cr_assert(p[0].first == 0 && p[0].nr == 2);
-	cr_assert(p[1].first == 2 && p[1].nr == 3);
+	cr_assert_eq(plan_promotions(m, 6), 4u);
 	for (u32 i = 0; i < 6; i++)
 		cr_assert_eq(m[i].gpn, order[i]);
-}
-
-Test(planner, cuts_promotions_at_the_limit)
-{
-	struct match m[10];
-	struct promotion p[10];
-
-	for (u32 i = 0; i < 10; i++)
-		m[i] = (struct match){ .gpn = 100 + 2 * i, .spn = SPN_NONE };
-	cr_assert_eq(plan_promotions(m, 10, 4, p), 3u);
-	cr_assert(p[0].nr == 4 && p[1].nr == 4 && p[2].nr == 2 && p[2].first == 8);
+	cr_assert_eq(plan_promotions(m + 4, 2), 0u);
+	cr_assert_eq(plan_promotions(m, 0), 0u);
 }
 
 Test(planner, joins_pages_whose_store_offsets_follow)
