@@ -50,6 +50,7 @@ help:
 	@echo 'make check    install what is missing, build, run all tests'
 	@echo 'make all      build only    make lint      clang-format and cppcheck'
 	@echo 'make SAN=address,undefined  or SAN=thread: build with sanitizers, in a folder of its own'
+	@echo 'make soak     the model test with new seeds for SOAK_SECONDS=1800'
 	@echo 'make clean    remove build/'
 
 deps:

@@ -60,6 +60,7 @@ struct config {
 	u32 pressure_some_permille;	 /* pressure_some: PSI that counts as short; 0: off */
 	u32 pressure_available_permille; /* pressure_available: of MemTotal, the same; 0: off */
 	u64 max_map_count; /* max_map_count: what vm.max_map_count is raised to; 0: left alone */
+	u32 scan_max_mappings; /* max_mappings: that sharing may add to one VMM */
 	/* [store] */
 	u64 store_max_bytes; /* max_size: of one sharing domain's store */
 	/* [vm "GLOB"] */

@@ -214,6 +214,9 @@ const struct setting config_settings[] = {
 	{ SEC_SCAN, "max_map_count", &type_count_or_off, IN_CONFIG(max_map_count), 0, INT32_MAX,
 	  "1048576",
 	  "vm.max_map_count is raised to this while the daemon runs: 16 times the kernel's default, as several distributions do; off or 0 leaves it alone" },
+	{ SEC_SCAN, "max_mappings", &type_count, IN_CONFIG(scan_max_mappings), 0, INT32_MAX,
+	  "2147483647",
+	  "no limit of its own: vm.max_map_count, less what is left to the VMM, always is one; 0 merges nothing but zero pages" },
 
 	{ SEC_STORE, "max_size", &type_bytes, IN_CONFIG(store_max_bytes), MIB(1), GIB(16384),
 	  "64GiB",

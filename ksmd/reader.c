@@ -21,13 +21,22 @@ struct reader_pool {
 	struct worker **workers;
 	u32 nr;
 	u64 given_up;
-	bool stop;
+	u32 hung; /* of those, the ones that have not ended yet */
+	bool stop, orphan;
 
 	/* What reader_run() was given. Readers take one job after the other, so that a wake-up is
 	 * paid once for all. */
 	struct reader_job **jobs;
 	u32 nr_jobs, next, running;
 };
+
+static void pool_destroy(struct reader_pool *p)
+{
+	pthread_cond_destroy(&p->work);
+	pthread_cond_destroy(&p->done);
+	pthread_mutex_destroy(&p->lock);
+	free(p);
+}
 
 static void *worker_main(void *arg)
 {
@@ -48,11 +57,14 @@ static void *worker_main(void *arg)
 		w->job->run(w->job);
 		pthread_mutex_lock(&p->lock);
 		if (w->given_up) {
-			/* Nobody waits any more, the pool has forgotten this thread and may be gone
-			 * soon. */
+			/* Nobody waits any more, and the pool has forgotten this thread. */
+			bool last = --p->hung == 0 && p->orphan;
+
 			pthread_mutex_unlock(&p->lock);
 			w->job->free(w->job);
 			free(w);
+			if (last)
+				pool_destroy(p);
 			return NULL;
 		}
 		w->job = NULL;
@@ -119,6 +131,8 @@ int reader_pool_new(u32 nr_threads, struct reader_pool **ret)
 
 void reader_pool_free(struct reader_pool *p)
 {
+	u32 hung;
+
 	if (!p)
 		return;
 	pthread_mutex_lock(&p->lock);
@@ -130,14 +144,13 @@ void reader_pool_free(struct reader_pool *p)
 		free(p->workers[i]);
 	}
 	free(p->workers);
-	/* Readers that were given up still use the lock when they wake: then the pool is left to
-	 * the process's end. */
-	if (p->given_up)
-		return;
-	pthread_cond_destroy(&p->work);
-	pthread_cond_destroy(&p->done);
-	pthread_mutex_destroy(&p->lock);
-	free(p);
+	/* Readers that hang still use the lock when they wake: the last of them ends the pool. */
+	pthread_mutex_lock(&p->lock);
+	p->orphan = true;
+	hung = p->hung;
+	pthread_mutex_unlock(&p->lock);
+	if (!hung)
+		pool_destroy(p);
 }
 
 u32 reader_pool_threads(const struct reader_pool *p)
@@ -158,6 +171,7 @@ static void give_up(struct reader_pool *p, u32 i)
 
 	p->workers[i]->given_up = true;
 	p->given_up++;
+	p->hung++;
 	p->running--;
 	pthread_detach(p->workers[i]->thread);
 	if (worker_new(p, &fresh) == 0)

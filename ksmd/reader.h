@@ -22,8 +22,8 @@ struct reader_job {
 
 struct reader_pool;
 int reader_pool_new(u32 nr_threads, struct reader_pool **ret);
-void reader_pool_free(struct reader_pool *p); /* waits for idle readers only; hung ones are left to
-						 the process's end */
+void reader_pool_free(struct reader_pool *p); /* waits for idle readers only; hung ones end by
+						 themselves, if ever */
 u32 reader_pool_threads(const struct reader_pool *p);
 
 /*

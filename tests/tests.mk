@@ -16,19 +16,30 @@ SAN_ENV := $(if $(SAN),ASAN_OPTIONS=abort_on_error=1:detect_stack_use_after_retu
 	   LSAN_OPTIONS=suppressions=$(CURDIR)/tests/lsan.supp:print_suppressions=0 \
 	   UBSAN_OPTIONS=print_stacktrace=1 TSAN_OPTIONS=halt_on_error=1)
 
-.PHONY: check-built
+# The model test is always of sanitized programs: in a build of their own where this one is not sanitized.
+MODEL_BUILD  := $(if $(SAN),$(BUILD),$(BUILD)/san-address-undefined)
+SOAK_SECONDS ?= 1800
+
+.PHONY: check-built model soak
 
 # Two steps, see the Makefile; no "Leaving directory" after the runner's closing line; as many jobs as
 # processors unless the user chose.
 check: deps
 	@$(MAKE) --no-print-directory $(if $(findstring -j,$(MAKEFLAGS)),,-j$(shell nproc)) check-built
 
-check-built: $(BINS) $(UNIT_BIN) $(LIVE_BINS) $(OUTSIDE)
+check-built: $(BINS) $(UNIT_BIN) $(LIVE_BINS) $(OUTSIDE) model
 	@$(SAN_ENV) BUILD='$(BUILD)' SAN='$(SAN)' ONLY='$(ONLY)' tests/run.sh
 
 # Without deps: it needs no root where the packages are there.
 check-unit: $(UNIT_BIN)
 	@$(SAN_ENV) BUILD='$(BUILD)' SAN='$(SAN)' ONLY='$(ONLY)' tests/run.sh --unit
+
+model:
+	@$(MAKE) --no-print-directory SAN=$(or $(SAN),address$(comma)undefined) BUILD=$(MODEL_BUILD) \
+		$(MODEL_BUILD)/ballastd $(MODEL_BUILD)/tests/tool_model
+
+soak: $(BUILD)/ballastd $(BUILD)/tests/tool_model
+	@$(SAN_ENV) BUILD='$(BUILD)' tests/soak.sh $(SOAK_SECONDS)
 
 lint:
 	@scripts/lint.sh

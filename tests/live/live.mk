@@ -25,3 +25,9 @@ FAULTS_WRAP := ioctl syscall mmap64 pread64 fstat64 fstatfs64 sendmsg recvmsg po
 	fcntl64 lseek64 access socket connect eventfd pthread_create malloc calloc aligned_alloc
 $(BUILD)/tests/tool_faults: $(call obj,$(wildcard tests/live/faults/*.c))
 $(BUILD)/tests/tool_faults: LDFLAGS += $(addprefix -Wl$(comma)--wrap=,$(FAULTS_WRAP))
+
+# The model test speaks to the daemon's control socket itself. Its VMs' memory is no more TSan's business than the
+# flat guest's.
+$(BUILD)/tests/tool_model: $(call obj,$(wildcard tests/live/model/*.c))
+$(BUILD)/tests/tool_model: LIVE_LIBS += -ljansson
+$(call obj,tests/live/model/ops.c tests/live/model/content.c): CFLAGS += -fno-sanitize=thread
