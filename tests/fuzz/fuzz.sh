@@ -8,6 +8,9 @@
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 dir=${FUZZ_DIR:-build/fuzz} seconds=${FUZZ_SECONDS:-60}
+# Sockets and files that a crash leaves behind.
+mkdir -p "$dir/tmp"
+export TMPDIR=$PWD/$dir/tmp
 export ASAN_OPTIONS=detect_stack_use_after_return=1 UBSAN_OPTIONS=print_stacktrace=1
 export LSAN_OPTIONS=suppressions=$PWD/tests/lsan.supp:print_suppressions=0
 

@@ -13,7 +13,7 @@ for source in tests/fuzz/fuzz_*.c; do
 	case $target in
 	agents) count=300 ;;
 	control) count=10000 ;;
-	config) count=20000 ;;
+	config) count=5000 ;;
 	*) count=100000 ;;
 	esac
 	program=$BUILD/tests/fuzz/$target
