@@ -8,10 +8,10 @@
  * The input is a sequence of steps (enum step), each a byte with its arguments behind it. For the
  * same input the engine does the same, but for what depends on the time that it took.
  *
- * Properties: no more than one request is outstanding; none speaks of memory that was not
- * registered or of offsets that the store does not have; the store's references are those of the
- * pages and requests that the engine knows, after every step, whatever was said; and when the VMM
- * is gone, so is all that was kept for it.
+ * Properties: no more than one request is outstanding, and there is none after an answer to what
+ * was not asked; none speaks of memory that was not registered or of offsets that the store does
+ * not have; the store's references are those of the pages and requests that the engine knows, after
+ * every step, whatever was said; and when the VMM is gone, so is all that was kept for it.
  */
 #include <errno.h>
 #include <sys/mman.h>
@@ -27,6 +27,7 @@
 #define ARENA_PAGES 64
 #define ARENA_BYTES ((u64)ARENA_PAGES * PAGE_BYTES)
 #define SESSIONS    3
+#define STORE_BYTES MIB(1)
 #define STEPS_MAX   200
 #define CONTENTS    7 /* different pages, the first one zero */
 #define FEATURES \
@@ -56,6 +57,7 @@ struct session {
 	int fd; /* -1: closed */
 	int store_fd;
 	bool asked;
+	bool lied; /* in a way that must end the connection */
 	struct wire_message request;
 };
 
@@ -79,7 +81,11 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
 	const char *tmp = getenv("TMPDIR");
 
-	if (!tmp || strlen(tmp) > 60)
+	/* A tmpfs, as /run is: a disk makes the daemon wait when it saves its state, and an agent
+	 * that costs it time has to rest. */
+	if (access("/dev/shm", W_OK) == 0)
+		tmp = "/dev/shm";
+	else if (!tmp || strlen(tmp) > 60)
 		tmp = "/tmp";
 	snprintf(folder, sizeof(folder), "%s/fuzz_agents.XXXXXX", tmp);
 	MUST(mkdtemp(folder));
@@ -150,7 +156,7 @@ static void daemon_start(struct input *in)
 {
 	struct engine_config cfg = {
 		.interval_us = 3600000000,
-		.store_max_bytes = MIB(1),
+		.store_max_bytes = STORE_BYTES,
 		.threads = 1,
 		.request_pages = 1 + input_u8(in) % 64,
 		.enabled = true,
@@ -222,6 +228,8 @@ static void daemon_stop(void)
 	for (u32 i = 0; i < e->nr_domains; i++) {
 		MUST(store_pages(e->domains[i]->store) == 0);
 		MUST(store_total_refs(e->domains[i]->store) == 0);
+		for (u32 spn = 0; spn < STORE_BYTES / PAGE_BYTES; spn++)
+			MUST(store_covers(e->domains[i]->store, spn) == 0);
 		MUST(index_entries(e->domains[i]->index) == 0);
 		MUST(index_entries(e->domains[i]->broken) == 0);
 	}
@@ -258,7 +266,7 @@ static void must_be_sensible(struct session *s)
 	struct wire_message *m = &s->request;
 	struct stat st;
 
-	MUST(!s->asked);
+	MUST(!s->asked && !s->lied);
 	MUST(s->store_fd >= 0 && fstat(s->store_fd, &st) == 0);
 	for (u32 i = 0; i < wire_count(m); i++) {
 		bool merge = m->h.type == WIRE_MERGE;
@@ -310,10 +318,16 @@ static void session_read(struct session *s)
 
 static void exchange(void)
 {
+	u32 nr = 0;
+
 	for (u32 i = 0; i < 64 && sd_event_run(core.event, 0) > 0; i++)
 		;
 	for (u32 i = 0; i < SESSIONS; i++)
 		session_read(&sessions[i]);
+	/* Only who is let in gets the store, and a process has one agent. */
+	for (u32 i = 0; i < SESSIONS; i++)
+		nr += sessions[i].store_fd >= 0;
+	MUST(nr <= 1);
 }
 
 static void say(struct session *s, enum wire_type type, u32 seq, size_t payload)
@@ -389,6 +403,28 @@ static void answer(struct session *s)
 	say(s, WIRE_DONE, m->h.seq, sizeof(out.done) + n * sizeof(out.segments[0]));
 }
 
+/* Page by page, do @nr segments say what was asked? */
+static bool fits(const struct session *s, u32 nr)
+{
+	const struct wire_message *m = &s->request;
+	u32 n = 0, in_segment = 0;
+
+	for (u32 i = 0; m->h.type == WIRE_MERGE && i < wire_count(m); i++) {
+		for (u64 k = 0; k < m->runs[i].nr_pages; k++) {
+			const struct wire_segment *g = &out.segments[n];
+
+			if (n == nr || g->hva + (u64)in_segment * PAGE_BYTES !=
+					       m->runs[i].hva + k * PAGE_BYTES)
+				return false;
+			if (++in_segment == g->nr_pages) {
+				in_segment = 0;
+				n++;
+			}
+		}
+	}
+	return s->asked && n == nr && !in_segment;
+}
+
 /* Segments as long as the input says, from the request's first page on. */
 static void lie(struct session *s, struct input *in)
 {
@@ -418,6 +454,7 @@ static void lie(struct session *s, struct input *in)
 	if (bend & 4 && n)
 		out.segments[n - 1].nr_pages += input_u8(in);
 	out.done = (struct wire_done){ input_u64(in), input_u64(in), input_u64(in) };
+	s->lied |= bend & 8 || !fits(s, n);
 	s->asked = false;
 	say(s, WIRE_DONE, m->h.seq + (bend & 8 ? 1 : 0),
 	    sizeof(out.done) + n * sizeof(out.segments[0]));

@@ -34,7 +34,7 @@ static void clean_up(void)
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
-	const char *tmp = getenv("TMPDIR");
+	const char *tmp = access("/dev/shm", W_OK) == 0 ? "/dev/shm" : getenv("TMPDIR");
 	char sub[192];
 
 	snprintf(folder, sizeof(folder), "%s/fuzz_config.XXXXXX", tmp ? tmp : "/tmp");

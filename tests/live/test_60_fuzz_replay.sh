@@ -9,11 +9,11 @@ mkdir -p "$SAVED"
 
 for source in tests/fuzz/fuzz_*.c; do
 	target=${source#tests/fuzz/fuzz_} target=${target%.c}
-	# How many mutations take a few seconds; most take some microseconds, agents a daemon each.
+	# How many mutations take a few seconds; most take some microseconds, each of agents starts a daemon.
 	case $target in
-	agents) count=300 ;;
+	agents) count=1000 ;;
 	control) count=10000 ;;
-	config) count=5000 ;;
+	config) count=20000 ;;
 	*) count=100000 ;;
 	esac
 	program=$BUILD/tests/fuzz/$target
