@@ -49,6 +49,7 @@ help:
 	@echo '              (GUESTS=4 MEM=256 KERNEL=path/to/vmlinuz)'
 	@echo 'make check    install what is missing, build, run all tests'
 	@echo 'make all      build only    make lint      clang-format and cppcheck'
+	@echo 'make fuzz     fuzz the parsers (FUZZ_SECONDS=60 for each, FUZZ=target; tests/fuzz/README.md)'
 	@echo 'make SAN=address,undefined  or SAN=thread: build with sanitizers, in a folder of its own'
 	@echo 'make soak     the model test with new seeds for SOAK_SECONDS=1800'
 	@echo 'make clean    remove build/'
@@ -80,6 +81,7 @@ $(BUILD)/ballast-run: hypervisor-hooks/ballast-run
 
 -include bench/bench.mk
 -include tests/tests.mk
+-include tests/fuzz/fuzz.mk
 
 clean:
 	rm -rf build

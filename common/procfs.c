@@ -18,37 +18,46 @@ static FILE *proc_fopen(pid_t pid, const char *name)
 	return fopen(path, "re");
 }
 
-int procmaps_walk(pid_t pid, int (*fn)(const struct procmap *m, void *arg), void *arg)
+/* What a line must look like for the kernel to have written it; anything else is refused, since
+ * references hang on what is read here (invariant 4). */
+static int parse_map_line(const char *line, struct procmap *ret)
 {
-	FILE *f = proc_fopen(pid, "maps");
+	unsigned int maj, min;
+	char perms[5];
+	int path_at = 0;
+	struct procmap m = { 0 };
+
+	if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %4s %" SCNx64 " %x:%x %" SCNu64 " %n", &m.start,
+		   &m.end, perms, &m.offset, &maj, &min, &m.ino, &path_at) < 7)
+		return -EPROTO;
+	if (strlen(perms) != 4 || m.start >= m.end || path_at == 0)
+		return -EPROTO;
+	m.dev = makedev(maj, min);
+	m.readable = perms[0] == 'r';
+	m.writable = perms[1] == 'w';
+	m.shared = perms[3] == 's';
+	m.path = line + path_at;
+	*ret = m;
+	return 0;
+}
+
+int procmaps_walk_file(FILE *f, int (*fn)(const struct procmap *m, void *arg), void *arg)
+{
 	char *line = NULL;
 	size_t cap = 0;
 	ssize_t n;
 	bool any = false;
 	int r = 0;
 
-	if (!f)
-		return -errno;
 	while (r == 0 && (n = getline(&line, &cap, f)) > 0) {
-		struct procmap m = { 0 };
-		unsigned int maj, min;
-		char perms[5];
-		int path_at = 0;
+		struct procmap m;
 
 		any = true;
 		if (line[n - 1] == '\n')
 			line[n - 1] = '\0';
-		if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %4s %" SCNx64 " %x:%x %" SCNu64 " %n",
-			   &m.start, &m.end, perms, &m.offset, &maj, &min, &m.ino, &path_at) < 7) {
-			r = -EPROTO;
-			break;
-		}
-		m.dev = makedev(maj, min);
-		m.readable = perms[0] == 'r';
-		m.writable = perms[1] == 'w';
-		m.shared = perms[3] == 's';
-		m.path = line + path_at;
-		r = fn(&m, arg);
+		r = parse_map_line(line, &m);
+		if (r == 0)
+			r = fn(&m, arg);
 	}
 	if (r == 0 && ferror(f))
 		r = -EIO;
@@ -58,6 +67,17 @@ int procmaps_walk(pid_t pid, int (*fn)(const struct procmap *m, void *arg), void
 	if (r == 0 && !any)
 		r = -ESRCH;
 	free(line);
+	return r;
+}
+
+int procmaps_walk(pid_t pid, int (*fn)(const struct procmap *m, void *arg), void *arg)
+{
+	FILE *f = proc_fopen(pid, "maps");
+	int r;
+
+	if (!f)
+		return -errno;
+	r = procmaps_walk_file(f, fn, arg);
 	fclose(f);
 	return r;
 }

@@ -7,6 +7,7 @@
 #ifndef BALLAST_COMMON_PROCFS_H
 #define BALLAST_COMMON_PROCFS_H
 
+#include <stdio.h>
 #include <sys/types.h>
 #include "common/types.h"
 #include "common/uapi_compat.h"
@@ -23,6 +24,8 @@ struct procmap {
 /* Calls @fn for each mapping in address order; a non-zero return of @fn ends the walk and is
  * returned. -ESRCH: the kernel shows none at all, which is not the same as none of interest. */
 int procmaps_walk(pid_t pid, int (*fn)(const struct procmap *m, void *arg), void *arg);
+/* The same of a file that is open. -EPROTO: a line that the kernel does not write. */
+int procmaps_walk_file(FILE *f, int (*fn)(const struct procmap *m, void *arg), void *arg);
 
 /* Start time of a process in clock ticks since boot (field 22 of /proc/PID/stat): with the pid it
  * names a process for good, since a reused pid has another start time. */

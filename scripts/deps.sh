@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that building, testing and the demo need. Does nothing (and needs no
-# privilege and no network) when they are all there.
+# privilege and no network) when they are all there. deps.sh fuzz: what `make fuzz` needs beyond that.
 set -euo pipefail
 
 build="gcc make pkg-config libc6-dev libxxhash-dev liburcu-dev libjemalloc-dev libsystemd-dev
        libinih-dev libjansson-dev libmicrohttpd-dev"
 test="libcriterion-dev qemu-system-x86 busybox-static cpio curl procps cppcheck clang-format-14"
+[ "${1:-}" = fuzz ] && test="$test clang libclang-rt-14-dev"
 
 missing=()
 for p in $build $test; do
