@@ -33,7 +33,8 @@ static struct engine_config engine_config_of(const struct core *c)
 		   second. */
 		.request_pages = MIN(MAX(host_cpu_permille(c) * 8, 128u), ENGINE_PAGES_MAX),
 		.enabled = c->config.scan_enabled && !c->paused,
-		.maps_limit = MIN(mapcount_budget(c->host.max_map_count), c->config.scan_max_mappings),
+		.maps_limit =
+			MIN(mapcount_budget(c->host.max_map_count), c->config.scan_max_mappings),
 		.vm_max_bytes = (u64)sysconf(_SC_PHYS_PAGES) * PAGE_BYTES * VM_MAX_TIMES_HOST,
 		.pressure = c->host.pressure.on,
 	};
