@@ -376,7 +376,7 @@ static void unmap_range(const struct wire_range *r)
 	for (u64 at = 0; at < r->bytes; at += PAGE_BYTES) {
 		volatile u8 *p = (u8 *)(uintptr_t)(r->hva + at);
 
-		*p = *p;
+		*p += 0;
 	}
 }
 
