@@ -112,8 +112,9 @@ struct ksm_vm {
 	bool unmerged, dying, blocked;
 	/* The agent has connected anew: its old request is settled when all regions are read. */
 	bool cancel_due;
-	u32 nr_hangs;	   /* times that a reader had to be given up */
-	u64 slow_until_us; /* left alone until then, for being slow to read */
+	u32 nr_hangs;		 /* times that a reader had to be given up */
+	u64 hang_us, unblock_us; /* the last time; when it may be looked into again */
+	u64 slow_until_us;	 /* left alone until then, for being slow to read */
 	struct ksm_region **regions;
 	u32 nr_regions;
 

@@ -11,8 +11,14 @@
 /* Beyond is the kernel's, with five-level page tables too
  * (Documentation/arch/x86/x86_64/5level-paging.rst). */
 #define USER_ADDRESS_END ((u64)1 << 56)
-/* A VMM that hangs its readers so often is not looked into any more. */
-#define HANGS_MAX 3
+/*
+ * A VMM that hangs a reader is left alone until that is back, and from the second time on for a
+ * while longer, doubled each time: each hang costs all others a second. Forgotten after an hour
+ * without one.
+ */
+#define HANG_PAUSE_US	   10000000
+#define HANG_PAUSES_MAX	   8
+#define HANGS_FORGOTTEN_US 3600000000
 /* Waiting for readers costs no CPU, but time that the sockets wait too. */
 #define SLICE_WALL_US 50000
 #define TRIM_US	      5000000
@@ -306,6 +312,12 @@ void engine_vm_exit(struct ksm_vm *vm)
 void vm_set_blocked(struct ksm_vm *vm)
 {
 	vm->blocked = true;
+	if (now_us() > vm->hang_us + HANGS_FORGOTTEN_US)
+		vm->nr_hangs = 0;
+	vm->hang_us = now_us();
+	vm->unblock_us = vm->hang_us;
+	if (vm->nr_hangs)
+		vm->unblock_us += HANG_PAUSE_US << MIN(vm->nr_hangs, (u32)HANG_PAUSES_MAX);
 	vm->nr_hangs++;
 	vm->engine->ops->blocked(vm->conn, true);
 }
@@ -454,8 +466,10 @@ int engine_region_add(struct ksm_vm *vm, u64 hva, u64 bytes)
 	int err;
 
 	if (r && r->hva == hva && r->bytes == bytes) {
-		/* Known from before the agent lost its connection, or given up and taken again. */
+		/* Known from before the agent lost its connection, or given up and taken again:
+		 * then it may be other memory by now. */
 		r->gone = false;
+		r->read = false;
 		region_look_anew(r);
 		read_regions(vm);
 		return 0;
@@ -580,7 +594,7 @@ static u64 vm_due(struct ksm_vm *vm, u64 now)
 	if (vm->dying)
 		return now;
 	/* A hung reader holds the target until it is back. */
-	if (vm->blocked && vm->target->refs == 1 && vm->nr_hangs < HANGS_MAX) {
+	if (vm->blocked && vm->target->refs == 1 && now >= vm->unblock_us) {
 		vm->blocked = false;
 		vm->engine->ops->blocked(vm->conn, false);
 	}

@@ -6,11 +6,14 @@
 #include "common/clock.h"
 #include "ksmd/reader.h"
 
+/* Between two looks at how long the readers have been at it. */
+#define WAIT_US 50000
+
 struct worker {
 	struct reader_pool *pool;
 	struct reader_job *job; /* being run; NULL: idle */
 	u32 index;		/* of it in the pool's jobs */
-	u64 started_us;
+	u64 waited_us;		/* for it, so far */
 	bool given_up;
 	pthread_t thread;
 };
@@ -51,7 +54,7 @@ static void *worker_main(void *arg)
 			break;
 		w->index = p->next++;
 		w->job = p->jobs[w->index];
-		w->started_us = now_us();
+		w->waited_us = 0;
 		p->running++;
 		pthread_mutex_unlock(&p->lock);
 		w->job->run(w->job);
@@ -180,25 +183,23 @@ static void give_up(struct reader_pool *p, u32 i)
 		p->workers[i] = p->workers[--p->nr];
 }
 
-/* When the first of those who work now has had its time. */
-static u64 first_deadline(const struct reader_pool *p, u64 timeout_us)
+/*
+ * Waits for the end of all jobs, a little while, and adds that to what those who work have had.
+ * When the whole daemon stood still meanwhile (stopped, or the host suspended), so did the readers:
+ * that is nobody's fault.
+ */
+static void wait_a_while(struct reader_pool *p)
 {
-	u64 first = now_us() + timeout_us;
-
-	for (u32 i = 0; i < p->nr; i++)
-		if (p->workers[i]->job)
-			first = MIN(first, p->workers[i]->started_us + timeout_us);
-	return first;
-}
-
-static void wait_until(struct reader_pool *p, u64 deadline_us)
-{
+	u64 now = now_us(), until = now + WAIT_US, waited;
 	struct timespec t = {
-		.tv_sec = (time_t)(deadline_us / 1000000),
-		.tv_nsec = (long)(deadline_us % 1000000) * 1000,
+		.tv_sec = (time_t)(until / 1000000),
+		.tv_nsec = (long)(until % 1000000) * 1000,
 	};
 
 	pthread_cond_timedwait(&p->done, &p->lock, &t);
+	waited = MIN(now_us() - now, 2 * (u64)WAIT_US);
+	for (u32 i = 0; i < p->nr; i++)
+		p->workers[i]->waited_us += waited;
 }
 
 /* Gives up those whose time is over. The others finish what they have; nothing new is begun. */
@@ -210,7 +211,7 @@ static int give_up_late(struct reader_pool *p, u64 timeout_us, int *ret_stage)
 	for (u32 i = p->nr; i-- > 0;) {
 		struct worker *w = p->workers[i];
 
-		if (!w->job || now_us() < w->started_us + timeout_us)
+		if (!w->job || w->waited_us < timeout_us)
 			continue;
 		/* Still ours to look at: its reader frees it only with the lock. */
 		*ret_stage = w->job->stage;
@@ -236,7 +237,7 @@ int reader_run(struct reader_pool *p, struct reader_job **jobs, u32 nr, u64 time
 	for (u32 i = 0; i < MIN(nr, p->nr); i++)
 		pthread_cond_signal(&p->work);
 	while (p->next < p->nr_jobs || p->running) {
-		wait_until(p, first_deadline(p, timeout_us));
+		wait_a_while(p);
 		if (give_up_late(p, timeout_us, ret_stage) < 0)
 			r = -ETIMEDOUT;
 		/* All were given up, and no thread could be had in their place. */
