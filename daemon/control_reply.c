@@ -72,6 +72,9 @@ static const struct field vm_fields[] = {
 	VM(passes_total),
 	VM(agent_cpu_us_total),
 	VM(guest_faults_total),
+	VM(huge_pages),
+	VM(huge_saving_pages),
+	VM(huge_splits_total),
 };
 
 static const struct field domain_fields[] = {

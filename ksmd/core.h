@@ -114,7 +114,7 @@ struct ksm_vm {
 	bool cancel_due;
 	u32 nr_hangs;		 /* times that a reader had to be given up */
 	u64 hang_us, unblock_us; /* the last time; when it may be looked into again */
-	u64 slow_until_us;	 /* left alone until then, for being slow to read */
+	u64 slow_until_us;	 /* its pages are not read until then, for being slow to read */
 	struct ksm_region **regions;
 	u32 nr_regions;
 

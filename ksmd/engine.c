@@ -600,8 +600,6 @@ static u64 vm_due(struct ksm_vm *vm, u64 now)
 	}
 	if (vm->blocked)
 		return now + 1000000;
-	if (now < vm->slow_until_us)
-		return vm->slow_until_us;
 	/* The answer to a request wakes the engine up. */
 	if (vm->conn && !vm->op_busy && (vm->unmerge_due || vm->op_nr || vm->queue_nr))
 		return MAX(now, vm->pump_due_us);

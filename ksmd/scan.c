@@ -327,7 +327,9 @@ bool scan_window(struct ksm_vm *vm)
 		note_written(r, page, b);
 		vm->stats.scanned_total += nr;
 	}
-	if (active && !vm->unmerged && vm->conn && vm->engine->cfg.enabled)
+	/* A VM that is slow to read is still accounted for. */
+	if (active && !vm->unmerged && vm->conn && vm->engine->cfg.enabled &&
+	    now_us() >= vm->slow_until_us)
 		find_sharing(r, page, nr, b);
 	vm->look.waiting += count_fresh(r, page, nr);
 	if (vm->cursor_page >= end && pace_window_looked(page_window(r, page), &limits, &vm->look))
