@@ -22,8 +22,8 @@
 /* Waiting for readers costs no CPU, but time that the sockets wait too. */
 #define SLICE_WALL_US 50000
 #define TRIM_US	      5000000
-/* Between two comparisons of the whole account with the kernel's. */
-#define REREAD_US 300000000
+/* Intervals between two comparisons of the whole account with the kernel's. */
+#define REREAD_INTERVALS 128
 
 int engine_new(const struct engine_config *cfg, const struct engine_ops *ops, struct engine **ret)
 {
@@ -86,20 +86,30 @@ void engine_free(struct engine *e)
 	free(e);
 }
 
+/* There is more to find than the last looks said: all of the VM is looked at, and soon. */
+static void vm_rouse(struct ksm_vm *vm)
+{
+	struct pace_limits l = engine_pace(vm->engine);
+
+	vm->rouse = true;
+	vm->interval_us = pace_first_interval(&l);
+	vm->pass_due_us = vm->full_due_us = 0;
+}
+
 void engine_configure(struct engine *e, const struct engine_config *cfg)
 {
-	bool pressed = cfg->pressure && !e->cfg.pressure;
+	bool rouse = (cfg->pressure && !e->cfg.pressure) || (cfg->enabled && !e->cfg.enabled);
 
 	e->cfg.interval_us = cfg->interval_us;
 	e->cfg.idle_interval_us = cfg->idle_interval_us;
 	e->cfg.thp_split_min_saving = cfg->thp_split_min_saving;
 	e->cfg.pressure = cfg->pressure;
-	for (struct ksm_vm *vm = e->vms; pressed && vm; vm = vm->next)
-		vm->rouse = true;
 	e->cfg.enabled = cfg->enabled;
 	e->cfg.request_pages = cfg->request_pages;
 	e->cfg.maps_limit = cfg->maps_limit;
 	e->cfg.vm_max_bytes = cfg->vm_max_bytes;
+	for (struct ksm_vm *vm = e->vms; rouse && vm; vm = vm->next)
+		vm_rouse(vm);
 }
 
 /* --- domains ---------------------------------------------------------------------------------- */
@@ -350,7 +360,7 @@ int engine_unmerge(struct ksm_vm *vm, u64 *ret_pages)
 void engine_share(struct ksm_vm *vm)
 {
 	vm->unmerged = vm->unmerge_due = false;
-	vm->rouse = true;
+	vm_rouse(vm);
 }
 
 bool vm_may_share(const struct ksm_vm *vm)
@@ -572,9 +582,6 @@ static void end_pass(struct ksm_vm *vm, u64 now)
 	vm->interval_us = pace_next_interval(&limits, vm->interval_us, &vm->pass);
 	vm->pass = (struct pace_pass){ 0 };
 	vm->pass_due_us = MAX(now, vm->pass_started_us + vm->interval_us);
-	for (u32 i = 0; i < vm->nr_regions && vm->rouse; i++)
-		region_rouse(vm->regions[i]);
-	vm->rouse = false;
 	vm->stats.passes_total++;
 	/* One request did not hold all ranges, or some page was merged meanwhile. */
 	if (vm->unmerged && vm->stats.shared_pages)
@@ -583,7 +590,7 @@ static void end_pass(struct ksm_vm *vm, u64 now)
 	for (u32 i = 0; i < vm->nr_regions && now >= vm->reread_due_us; i++)
 		vm->regions[i]->read = vm->regions[i]->read && !vm->regions[i]->nr_mapped;
 	if (now >= vm->reread_due_us)
-		vm->reread_due_us = now + REREAD_US;
+		vm->reread_due_us = now + REREAD_INTERVALS * vm->engine->cfg.interval_us;
 	read_regions(vm);
 	reap_regions(vm);
 }
@@ -622,6 +629,9 @@ static void vm_step(struct ksm_vm *vm, u64 now)
 			return;
 		vm->in_pass = true;
 		vm->pass_started_us = now;
+		for (u32 i = 0; i < vm->nr_regions && vm->rouse; i++)
+			region_rouse(vm->regions[i]);
+		vm->rouse = false;
 		/* While passes follow each other quickly not each of them asks everything. */
 		vm->full_pass = now >= vm->full_due_us;
 		if (vm->full_pass)
