@@ -96,6 +96,25 @@ static void vm_rouse(struct ksm_vm *vm)
 	vm->pass_due_us = vm->full_due_us = 0;
 }
 
+/* What was seen of its pages is old. */
+static void region_rouse(struct ksm_region *r)
+{
+	for (u32 w = 0; w < DIV_ROUND_UP(r->nr_pages, WINDOW_PAGES); w++)
+		pace_window_rouse(&r->windows[w]);
+	huge_rouse(r);
+}
+
+/* All present pages are new. A pass that is under way has perhaps left them behind: it begins
+ * again. */
+static void region_look_anew(struct ksm_region *r)
+{
+	r->first_pass = true;
+	region_rouse(r);
+	r->vm->in_pass = false;
+	r->vm->cursor_region = r->vm->cursor_page = 0;
+	vm_rouse(r->vm);
+}
+
 void engine_configure(struct engine *e, const struct engine_config *cfg)
 {
 	bool rouse = (cfg->pressure && !e->cfg.pressure) || (cfg->enabled && !e->cfg.enabled);
@@ -216,21 +235,6 @@ u32 engine_domains(const struct engine *e, struct ksm_domain_stats *ret, u32 max
 u64 engine_given_up(const struct engine *e)
 {
 	return reader_pool_given_up(e->readers);
-}
-
-/* What was seen of its pages is old. */
-static void region_rouse(struct ksm_region *r)
-{
-	for (u32 w = 0; w < DIV_ROUND_UP(r->nr_pages, WINDOW_PAGES); w++)
-		pace_window_rouse(&r->windows[w]);
-	huge_rouse(r);
-}
-
-/* All present pages are new. */
-static void region_look_anew(struct ksm_region *r)
-{
-	r->first_pass = true;
-	region_rouse(r);
 }
 
 /* --- VMs -------------------------------------------------------------------------------------- */
