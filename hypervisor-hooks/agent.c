@@ -78,6 +78,7 @@ static void region_free(struct bh_region *r)
 static int staging_new(struct bh_agent *a)
 {
 	size_t bytes = BH_STEP_PAGES * PAGE_BYTES;
+	u8 there[BH_STEP_PAGES];
 
 	a->staging = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (a->staging == MAP_FAILED) {
@@ -86,6 +87,10 @@ static int staging_new(struct bh_agent *a)
 	}
 	kernel_madvise(a->staging, bytes, MADV_NOHUGEPAGE);
 	kernel_madvise(a->staging, bytes, MADV_DONTFORK);
+	/* A page that is out of the guest hangs on this call (merge.c): a VMM whose seccomp filter
+	 * refuses it stays without an agent. */
+	if (syscall(SYS_mincore, a->staging, bytes, there) < 0)
+		return -errno;
 	return uffd_register(a->uffd, (u64)(uintptr_t)a->staging, bytes,
 			     UFFDIO_REGISTER_MODE_MISSING);
 }

@@ -90,10 +90,11 @@ struct bh_agent {
 	/* Owned by the link thread. */
 	int store_fd;
 	u64 store_bytes, store_ino;
-	u8 *staging;   /* BH_STEP_PAGES pages, registered MISSING: where pages wait while they are
-			  verified */
-	u8 *reference; /* BH_STEP_PAGES pages: the store's content, to compare with */
-	int mounts_fd; /* /proc/self/mountinfo, which tells of changes by poll(2) */
+	u8 *staging; /* BH_STEP_PAGES pages, registered MISSING: where pages wait while they are
+			verified */
+	bool staging_full; /* pages of an earlier batch are in it still */
+	u8 *reference;	   /* BH_STEP_PAGES pages: the store's content, to compare with */
+	int mounts_fd;	   /* /proc/self/mountinfo, which tells of changes by poll(2) */
 	bool mounts_read, network_fs;
 	struct wire_message *rx, *tx;
 	s32 status[WIRE_PAGES_MAX];

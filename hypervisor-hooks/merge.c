@@ -9,7 +9,8 @@
  *   1. The chunk is adopted, so that an access to a hole waits instead of reading zeros.
  *   2. UFFDIO_MOVE takes the pages out of the guest, atomically, to the staging area. A page pinned
  *      for DMA cannot be moved (EBUSY), so no device can write it from here on; nobody else has it
- *      mapped.
+ *      mapped. What has come is read from the page table, not from what the call returned
+ * (arrived()).
  *   3. Every byte is compared with what shall replace it. Nothing can change now: invariant 2.
  *   4. Equal: the replacement is mapped in the hole's place. Different: the page is moved back.
  *      Either way it happens before @lock is released, then the waiters are woken.
@@ -32,6 +33,9 @@
 /* UFFDIO_MOVE says EAGAIN when the mappings change under it; that passes, or the page can stay
  * private. */
 #define MOVE_TRIES 8
+/* A second: what is wanting that long (memory for a page table) will not come. */
+#define LAST_TRIES    1000
+#define LAST_PAUSE_US 1000
 /* Of a page while it is in the staging area: no errno, and not yet done. */
 #define TAKEN 1
 
@@ -75,6 +79,36 @@ static u64 staged(const struct step *s, u32 i)
 	return (u64)(uintptr_t)s->a->staging + (s->slot + i) * PAGE_BYTES;
 }
 
+static void give_up(const struct step *s, const char *what, int err)
+{
+	agent_log(s->a, "cannot %s (%s): stopping the VM rather than letting it read wrong bytes",
+		  what, strerror(-err));
+	abort();
+}
+
+/*
+ * How many of the step's pages from @i on are in their slots of the staging area, up to the first
+ * that is not. The slots were empty before, so a page that is there was moved, whatever UFFDIO_MOVE
+ * returned: where a page was under migration, Linux 6.18 (mm/userfaultfd.c, move_pages()) moves it,
+ * tries a second time, and returns the EEXIST that it finds then. To believe that the page never
+ * left would throw its only copy away with the staging area (invariant 1).
+ */
+static u32 arrived(const struct step *s, u32 i)
+{
+	u8 there[BH_STEP_PAGES];
+	u32 nr = s->nr - i, n = 0;
+
+	for (u32 tries = 0; syscall(SYS_mincore, staged(s, i), nr * PAGE_BYTES, there) < 0;
+	     tries++) {
+		if (tries > LAST_TRIES)
+			give_up(s, "tell where a guest page is", -errno);
+		usleep(LAST_PAUSE_US);
+	}
+	while (n < nr && there[n] & 1)
+		n++;
+	return n;
+}
+
 /*
  * Puts pages back into the hole that they left. This must succeed: the content exists nowhere else.
  * The hole is ours alone (accesses wait, @lock is held), so all that can go wrong is a shortage of
@@ -91,20 +125,20 @@ static void move_back(struct step *s, u32 i, u32 nr)
 		done += (u32)(moved >> PAGE_SHIFT);
 		if (err == 0 || moved)
 			continue;
+		/* Back in spite of the error. */
+		if (!arrived(s, i + done)) {
+			done++;
+			continue;
+		}
 		if (err != -EAGAIN &&
 		    uffd_copy(s->a->uffd, hva, (void *)(uintptr_t)staged(s, i + done),
 			      PAGE_BYTES) == 0) {
 			done++;
 			continue;
 		}
-		if (tries > 1000) {
-			agent_log(s->a,
-				  "cannot put a guest page back (%s): stopping the VM rather than "
-				  "letting it read wrong bytes",
-				  strerror(-err));
-			abort();
-		}
-		usleep(1000);
+		if (tries > LAST_TRIES)
+			give_up(s, "put a guest page back", err);
+		usleep(LAST_PAUSE_US);
 	}
 }
 
@@ -166,6 +200,8 @@ static void take_out(struct step *s)
 		/* One call takes pages of one mapping only, and there may be a seam in the step. */
 		if (err == -EINVAL && !moved && s->nr - i > 1)
 			err = uffd_move(s->a->uffd, staged(s, i), hva, PAGE_BYTES, &moved);
+		if (!moved)
+			moved = arrived(s, i) * PAGE_BYTES;
 		if (moved) {
 			set_status(s, i, (u32)(moved >> PAGE_SHIFT), TAKEN);
 			s->taken += (u32)(moved >> PAGE_SHIFT);
@@ -201,10 +237,12 @@ static void settle(struct step *s, bool unpinned_dma)
 
 /* Frees the copies of what was replaced; what was moved back is not there any more. After an
  * mlockall() of the VMM only the second way works. */
-static void empty_staging(struct bh_agent *a, const struct batch *b)
+static void empty_staging(struct bh_agent *a)
 {
-	if (kernel_madvise(a->staging, b->pages * PAGE_BYTES, MADV_DONTNEED) < 0)
-		kernel_madvise(a->staging, b->pages * PAGE_BYTES, MADV_DONTNEED_LOCKED);
+	const size_t bytes = BH_STEP_PAGES * PAGE_BYTES;
+
+	a->staging_full = kernel_madvise(a->staging, bytes, MADV_DONTNEED) < 0 &&
+			  kernel_madvise(a->staging, bytes, MADV_DONTNEED_LOCKED) < 0;
 }
 
 static void merge_anonymous(struct bh_agent *a, struct batch *b)
@@ -212,23 +250,27 @@ static void merge_anonymous(struct bh_agent *a, struct batch *b)
 	u64 start = UINT64_MAX, end = 0;
 	bool unpinned_dma;
 
+	/* It could not be emptied the last time: what is in it must not be taken for what comes
+	 * (arrived()). */
+	if (a->staging_full)
+		empty_staging(a);
 	for (u32 i = 0; i < b->nr; i++) {
 		struct step *s = &b->steps[i];
 
 		if (!s->r || !s->anonymous)
 			continue;
+		if (a->staging_full) {
+			set_status(s, 0, s->nr, -ENOMEM);
+			continue;
+		}
 		take_out(s);
 		if (s->taken) {
 			start = MIN(start, s->hva);
 			end = MAX(end, s->hva + s->nr * PAGE_BYTES);
 		}
 	}
-	if (!end) {
-		/* Perhaps because it could not be emptied the last time: no page could ever be
-		 * taken again. */
-		empty_staging(a, b);
+	if (!end)
 		return;
-	}
 	/* UFFDIO_MOVE refuses pages that are pinned, but some users of direct I/O only hold a
 	 * reference (dma.c). Asked now: what starts later finds the hole, and waits. */
 	unpinned_dma = dma_unpinned_possible(a);
@@ -237,7 +279,7 @@ static void merge_anonymous(struct bh_agent *a, struct batch *b)
 			settle(&b->steps[i], unpinned_dma);
 	/* Whoever waits for a page in between looks again, and waits on if it must. */
 	uffd_wake(a->uffd, start, end - start);
-	empty_staging(a, b);
+	empty_staging(a);
 }
 
 static int replace_in_place(struct step *s, u32 i, u32 nr)

@@ -8,21 +8,52 @@
  * between.
  */
 #include <errno.h>
+#include <stdlib.h>
 #include "ksmd/core.h"
 
 struct walk {
 	struct ksm_region *r;
 	u64 dev, ino;
-	u32 page; /* pages before this one are done */
+	u32 page;    /* pages before this one are done */
+	bool passed; /* a mapping beyond the region was seen: the list did not end before it */
+	/* A bit for each page whose mapping the first walk did not see; NULL: there is none. */
+	u64 *missed;
+	bool again; /* the second walk */
+	int err;
 };
 
-static void reconcile(struct ksm_region *r, u32 page, u32 spn)
+/*
+ * The list is no snapshot, and a VM runs on meanwhile. A reference that is dropped wrongly would
+ * show the guest zeros (invariant 4), one that is kept costs a page: so only what two walks did not
+ * see is dropped.
+ */
+static bool surely_gone(struct walk *w, u32 page)
 {
-	struct store *s = r->vm->domain->store;
+	u64 bit = (u64)1 << (page % 64);
 
+	if (w->again)
+		return w->missed[page / 64] & bit;
+	if (!w->missed)
+		w->missed = calloc(DIV_ROUND_UP(w->r->nr_pages, 64), sizeof(w->missed[0]));
+	if (w->missed)
+		w->missed[page / 64] |= bit;
+	else
+		w->err = -ENOMEM;
+	return false;
+}
+
+static void reconcile(struct walk *w, u32 page, u32 spn)
+{
+	struct ksm_region *r = w->r;
+	struct store *s = r->vm->domain->store;
+	u8 state = r->state[page];
+
+	/* The agent is at work on it, and its answer will tell. */
+	if ((state == PG_PENDING || state == PG_BROKEN_PENDING) && !r->vm->cancel_due)
+		return;
 	if (spn == SPN_NONE) {
 		/* Anonymous: whatever it was, it is looked at anew. */
-		if (page_is_mapped(r, page) || r->state[page] == PG_PENDING)
+		if (state == PG_PENDING || (page_is_mapped(r, page) && surely_gone(w, page)))
 			page_set(r, page, PG_NONE);
 		return;
 	}
@@ -41,7 +72,7 @@ static void reconcile(struct ksm_region *r, u32 page, u32 spn)
 static void reconcile_gap(struct walk *w, u32 end)
 {
 	for (; w->page < MIN(end, w->r->nr_pages); w->page++)
-		reconcile(w->r, w->page, SPN_NONE);
+		reconcile(w, w->page, SPN_NONE);
 }
 
 static int note_mapping(const struct procmap *m, void *arg)
@@ -50,8 +81,10 @@ static int note_mapping(const struct procmap *m, void *arg)
 	struct ksm_region *r = w->r;
 	u64 start = MAX(m->start, r->hva), end = MIN(m->end, r->hva + r->bytes);
 
-	if (m->start >= r->hva + r->bytes)
+	if (m->start >= r->hva + r->bytes) {
+		w->passed = true;
 		return 1;
+	}
 	/* The file is read in parts, and mappings change meanwhile: a part may begin before the
 	 * last one ended. */
 	start = MAX(start, page_hva(r, w->page));
@@ -64,7 +97,7 @@ static int note_mapping(const struct procmap *m, void *arg)
 		/* Beyond the store's end nothing of ours can be: the VMM's own doing. */
 		if (spn >= store_max_pages(r->vm->domain->store))
 			spn = SPN_NONE;
-		reconcile(r, w->page, (u32)spn);
+		reconcile(w, w->page, (u32)spn);
 	}
 	return 0;
 }
@@ -76,6 +109,23 @@ static void note_broken(struct ksm_region *r, u32 page, u32 nr)
 			(r->known ? page_broke : page_set_broken)(r, p);
 }
 
+/* One reading of the list. */
+static int walk(struct walk *w)
+{
+	int err;
+
+	w->page = 0;
+	w->passed = false;
+	err = procmaps_walk(w->r->vm->target->pid, note_mapping, w);
+	if (err < 0)
+		return err;
+	/* A stack, at least, lies above all guest memory: this list was cut short. */
+	if (!w->passed)
+		return -EAGAIN;
+	reconcile_gap(w, w->r->nr_pages);
+	return w->err;
+}
+
 int region_resync(struct ksm_region *r)
 {
 	struct walk w = { .r = r };
@@ -83,10 +133,14 @@ int region_resync(struct ksm_region *r)
 
 	r->read = false;
 	store_identity(r->vm->domain->store, &w.dev, &w.ino);
-	err = procmaps_walk(r->vm->target->pid, note_mapping, &w);
+	err = walk(&w);
+	if (err == 0 && w.missed) {
+		w.again = true;
+		err = walk(&w);
+	}
+	free(w.missed);
 	if (err < 0)
 		return err;
-	reconcile_gap(&w, r->nr_pages);
 	/* Its mappings are accounted for now. If the broken ones cannot be told yet, the next scan
 	 * will. */
 	r->read = true;

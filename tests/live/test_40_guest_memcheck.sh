@@ -66,6 +66,8 @@ off=$((inside - $(out store_pages)))
 echo "# shared pages: $inside says the daemon, $(out store_pages) the kernel, which sees $(out broken_pages) broken"
 check_ge guest_memcheck_outside_agrees 1 $((${off#-} * 10 <= inside))
 
+check_store guest_memcheck a b
+
 # A reference lost or counted twice over the restart would keep store pages now.
 end_process "${STOCK_PID[a]}" KILL
 end_process "${STOCK_PID[b]}" KILL

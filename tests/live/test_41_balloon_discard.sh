@@ -95,4 +95,5 @@ for vm in a b; do
 	check_eq balloon_discard_${vm}_disk_errors 0 "$(line_value $vm 'DISK id=0' errors)"
 	check_ge balloon_discard_${vm}_disk_checked 50000 "$(line_value $vm 'DISK id=0' iter)"
 done
+check_store balloon_discard a b
 check balloon_discard_daemon_runs alive "$DAEMON_PID"

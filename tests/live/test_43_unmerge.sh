@@ -144,4 +144,5 @@ check_ge unmerge_reload_outside_zero 8000 "$(out guest2_store_pages)"
 check_eq unmerge_reload_content "$digest_off" "$(out guest1_digest)"
 check_eq unmerge_reload_a_keeps "$shared_a" "$(vm_value a shared_pages)"
 check_eq unmerge_reload_a_not_merged "$merged_a" "$(vm_value a merged_pages_total)"
+check_store unmerge a off zero
 check unmerge_daemon_runs alive "$DAEMON_PID"

@@ -45,7 +45,7 @@ static const struct kind {
 } kinds[NR_CALLS] = {
 	[CALL_REGISTER] = { "REGISTER", { USUAL, PARTIAL } },
 	[CALL_UNREGISTER] = { "UNREGISTER", { USUAL, PARTIAL } },
-	[CALL_MOVE] = { "MOVE", { USUAL, EEXIST, EINVAL, PARTIAL } },
+	[CALL_MOVE] = { "MOVE", { USUAL, EEXIST, EINVAL, PARTIAL, DONE } },
 	[CALL_ZEROPAGE] = { "ZEROPAGE", { USUAL, EEXIST, PARTIAL } },
 	[CALL_COPY] = { "COPY", { USUAL, EEXIST } },
 	[CALL_WRITEPROTECT] = { "WRITEPROTECT", { USUAL, PARTIAL } },
@@ -56,6 +56,7 @@ static const struct kind {
 	[CALL_DONTNEED] = { "DONTNEED", { USUAL, EINVAL, PARTIAL } },
 	[CALL_POPULATE] = { "POPULATE_WRITE", { USUAL, EINTR, EIO, PARTIAL } },
 	[CALL_MADVISE] = { "madvise", { USUAL } },
+	[CALL_MINCORE] = { "mincore", { EAGAIN, ENOMEM } },
 	[CALL_PREAD] = { "pread", { USUAL, EINTR, EIO, PARTIAL } },
 	[CALL_FSTAT] = { "fstat", { ENOMEM, EIO, ESTALE } },
 	[CALL_FSTATFS] = { "fstatfs", { ENOMEM, EINTR, EIO, ESTALE } },
@@ -98,7 +99,7 @@ const char *inject_role_name(enum role r)
 
 const char *inject_error_name(int error)
 {
-	return error == PARTIAL ? "PARTIAL" : strerrorname_np(error);
+	return error == PARTIAL ? "PARTIAL" : error == DONE ? "DONE" : strerrorname_np(error);
 }
 
 void inject_open(const struct rule *list, u32 nr)
@@ -225,6 +226,17 @@ static int fail_with(int error)
  */
 
 int __real_ioctl(int fd, unsigned long request, void *arg);
+/* Linux 6.18, when a page under migration was waited for: moved, and EEXIST all the same. */
+static int ioctl_done(int fd, unsigned long request, void *arg)
+{
+	struct uffdio_move *m = arg;
+
+	if (__real_ioctl(fd, request, m) < 0)
+		return -1;
+	m->move = -EEXIST;
+	return fail_with(EEXIST);
+}
+
 int __wrap_ioctl(int fd, unsigned long request, void *arg);
 long __real_syscall(long nr, long a, long b, long c, long d, long e, long f);
 long __wrap_syscall(long nr, long a, long b, long c, long d, long e, long f);
@@ -346,7 +358,9 @@ int __wrap_ioctl(int fd, unsigned long request, void *arg)
 
 	if (!e)
 		return __real_ioctl(fd, request, arg);
-	return e == PARTIAL ? ioctl_half(fd, request, arg) : fail_with(e);
+	return e == PARTIAL ? ioctl_half(fd, request, arg)
+	       : e == DONE  ? ioctl_done(fd, request, arg)
+			    : fail_with(e);
 }
 
 long __wrap_syscall(long nr, long a, long b, long c, long d, long e, long f)
@@ -360,6 +374,8 @@ long __wrap_syscall(long nr, long a, long b, long c, long d, long e, long f)
 		kind = c == MADV_POPULATE_WRITE ? CALL_POPULATE : CALL_MADVISE;
 	else if (nr == SYS_mmap)
 		kind = (int)e >= 0 ? CALL_MMAP_FILE : CALL_MMAP_ANON;
+	else if (nr == SYS_mincore)
+		kind = CALL_MINCORE;
 	else if (nr == SYS_getdents64)
 		kind = CALL_GETDENTS;
 	else if (nr == SYS_userfaultfd)

@@ -34,6 +34,7 @@ enum call {
 	CALL_DONTNEED,
 	CALL_POPULATE,
 	CALL_MADVISE, /* any other advice */
+	CALL_MINCORE,
 	CALL_PREAD,
 	CALL_FSTAT,
 	CALL_FSTATFS,
@@ -60,12 +61,13 @@ enum call {
 
 /* Stands for an errno: the call does a part of its work, and says what the kernel says then. */
 #define PARTIAL (-1)
+#define DONE	(-2) /* all is done, and an error returned all the same */
 
 struct rule {
 	enum role role;
 	enum call call;
 	u32 from, times; /* the sites that fail, counted from 1 */
-	int error;	 /* errno or PARTIAL */
+	int error;	 /* errno, PARTIAL or DONE */
 };
 
 /* Counts from 0, and fails what the rules say until inject_close(), which returns how many calls

@@ -121,3 +121,17 @@ check_stall()
 	echo "# $2: longest stall $(check_value "$2" stall_max_ms) ms"
 	check_ge "$1_$2_stall_below_1s" 1 $(($(check_value "$2" stall_max_ms) < 1000))
 }
+
+# check_store TEST NAME...: no guest shows a store page that was given up (invariant 4).
+check_store()
+{
+	local test=$1 name pids=()
+	shift
+	for name; do
+		pids+=("${STOCK_PID[$name]}")
+	done
+	timeout 60 "$BUILD/tests/tool_store" "${pids[@]}" >"$RUN/store.txt" 2>&1
+	local rc=$?
+	sed 's/^/# /' "$RUN/store.txt" | tail -n 5
+	check_eq "${test}_shows_the_store" 0 $rc
+}
