@@ -74,6 +74,7 @@ static const struct field vm_fields[] = {
 	VM(guest_faults_total),
 	VM(huge_pages),
 	VM(huge_saving_pages),
+	VM(repaired_pages_total),
 	VM(huge_splits_total),
 };
 

@@ -11,6 +11,7 @@
  *   ops.c      requests to agents and their answers
  *   pages.c    the states of pages and all accounting that hangs on them
  *   resync.c   reading the state of mappings from the kernel
+ *   repair.c   putting fragmented sharing in order
  *
  * and below: index.h, store.h, counts.h, planner.h, pace.h, gpn.h, target.h, reader.h.
  *
@@ -138,6 +139,12 @@ struct ksm_vm {
 	u64 pump_due_us;      /* the agent did not take a request: not before then */
 	u64 no_maps_until_us; /* the VMM ran out of mappings */
 
+	/* repair.c: where it is, when it goes on, how long it pauses when it found nothing. */
+	u32 repair_region, repair_page;
+	u64 repair_due_us, repair_pause_us, repair_merged;
+	bool repair_found;
+	bool repair_refused; /* its agent cannot replace mapped pages (DMA, merge.c) */
+
 	struct ksm_vm_stats stats;
 	u64 boundaries; /* places where two neighbouring pages need different mappings */
 };
@@ -210,6 +217,12 @@ void merge_buffers_free(struct merge_buffers *b);
 /* Has pages merged whose content was seen before; @m is in page order, all of @vm. */
 void merge_matches(struct ksm_vm *vm, struct match *m, u32 nr);
 void collect_late(struct engine *e); /* gives back what has ended */
+/* Queues what shall show which store page, in runs. Takes over a reference to each store page.
+ * @runs: room for @nr. */
+void queue_runs(struct engine *e, struct placement *p, u32 nr, struct run *runs);
+
+/* repair.c: some of it, when the VM's time for that has come. */
+void repair_step(struct ksm_vm *vm, u64 now);
 
 /* scan.c */
 struct scan_buffers;

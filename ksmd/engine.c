@@ -304,6 +304,7 @@ void engine_vm_connect(struct ksm_vm *vm, void *conn)
 	/* It connects after it has finished what it was asked before: now its mappings tell what
 	 * became of that. */
 	vm->cancel_due = true;
+	vm->repair_refused = false;
 	read_regions(vm);
 }
 
@@ -597,6 +598,9 @@ static void end_pass(struct ksm_vm *vm, u64 now)
 		vm->reread_due_us = now + REREAD_INTERVALS * vm->engine->cfg.interval_us;
 	read_regions(vm);
 	reap_regions(vm);
+	/* Not while there is better to do. */
+	if (vm->interval_us >= vm->engine->cfg.interval_us || vm->engine->cfg.pressure)
+		repair_step(vm, now_us());
 }
 
 /* When there is something to do for the VM; at @now or before: now. */

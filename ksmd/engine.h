@@ -142,7 +142,7 @@ struct ksm_vm_stats {
 	u64 configured_pages, shared_pages, zero_pages, broken_pages, candidate_pages, mappings,
 		meta_bytes;
 	u64 scanned_total, hashed_total, merged_total, zeroed_total, broken_total, discarded_total,
-		unmerged_total, failed_total, pinned_total, passes_total;
+		unmerged_total, failed_total, pinned_total, passes_total, repaired_total;
 	/* Chunks of 2 MiB that are huge pages and kept so; pages that splitting those would save,
 	 * as far as is known; chunks that were split to share. */
 	u64 huge_chunks, huge_saving_pages, huge_split_total;

@@ -19,14 +19,31 @@
 /* After the VMM ran out of mappings (or memory for them). */
 #define NO_MAPS_PAUSE_US 60000000
 
+/* Pages that are merged already, which shall show a copy that lies better: that frees mappings. */
+static bool is_repair(const struct ksm_vm *vm, const struct ksm_op_run *run)
+{
+	const struct ksm_region *r = gpn_region(vm->engine, run->gpn);
+
+	return !run->zero && r->state[run->gpn - r->gpn] == PG_SHARED;
+}
+
+static bool has_mappings_for(const struct ksm_vm *vm, const struct ksm_op_run *run)
+{
+	u64 limit = vm->engine->cfg.maps_limit;
+
+	if (run->zero || is_repair(vm, run))
+		return true;
+	return now_us() >= vm->no_maps_until_us && vm->boundaries + 2 <= limit &&
+	       run->nr >= plan_shortest_run(vm->boundaries, limit);
+}
+
 int ops_queue(struct ksm_vm *vm, const struct ksm_op_run *run)
 {
 	if (!vm->conn || vm->dying || vm->unmerged || vm->queue_nr >= QUEUE_MAX)
 		return -EAGAIN;
 	if (vm->mode == KSM_OFF || (!run->zero && vm->mode != KSM_ON))
 		return -EPERM;
-	if (!run->zero &&
-	    (vm->boundaries + 2 > vm->engine->cfg.maps_limit || now_us() < vm->no_maps_until_us))
+	if (!has_mappings_for(vm, run))
 		return -ENOSPC;
 	if (vm->queue_nr == vm->queue_cap) {
 		u32 cap = vm->queue_cap ? vm->queue_cap * 2 : 64;
@@ -147,6 +164,8 @@ static void settle_failed(struct ksm_vm *vm, struct ksm_region *r, u32 page, s32
 	switch (status) {
 	case -EBUSY:
 		vm->stats.pinned_total++;
+		if (r->state[page] == PG_SHARED)
+			vm->repair_refused = true;
 		break;
 	case -EILSEQ: /* changed meanwhile */
 		next = PG_FRESH;
@@ -176,9 +195,10 @@ static void settle(struct ksm_vm *vm, const struct ksm_op_run *o, u32 i, s32 sta
 		page_set(r, page, PG_ZERO);
 		vm->stats.zeroed_total++;
 	} else if (status == 0) {
+		(*(r->state[page] == PG_SHARED ? &vm->stats.repaired_total
+					       : &vm->stats.merged_total))++;
 		page_set_shared(r, page,
 				o->spn + i); /* the request's reference becomes the page's */
-		vm->stats.merged_total++;
 	} else {
 		if (!o->zero)
 			domain_unref(vm->domain, o->spn + i);

@@ -42,4 +42,34 @@ struct run {
  * returns how many. */
 u32 plan_runs(struct placement *p, u32 nr, u32 max_nr, struct run *ret);
 
+/* Pages [first, first + nr) of an array that lie in the store, but in many short runs. */
+struct stretch {
+	u32 first, nr;
+};
+
+/* What it would mean to copy a stretch to where it lies in one run, over all VMs. */
+struct stretch_cost {
+	u32 before, after; /* mappings */
+	u32 pages;	   /* guest pages whose mapping changes */
+	bool refused;	   /* one of them cannot be changed */
+};
+
+/* Finds the stretches among @nr pages that show store pages @spn (SPN_NONE: none that may move).
+ * Runs that are long enough are part of none. Writes at most @nr / 2. */
+u32 plan_stretches(const u32 *spn, u32 nr, struct stretch *ret);
+
+/* Does the kernel need another mapping for a page that shows @here than for its neighbour below?
+ * SPN_NONE: memory of the VM's own. */
+bool plan_boundary(u32 below, u32 here);
+
+/* Worth the agents' work, of some microseconds a page? */
+bool plan_worth_repair(const struct stretch_cost *c);
+
+/*
+ * The shortest run that may still be merged when @used of @limit mappings are in use. Half of them
+ * are for anybody; what is left after that is for ever longer runs, since each costs the same and
+ * saves more.
+ */
+u32 plan_shortest_run(u64 used, u64 limit);
+
 #endif

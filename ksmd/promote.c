@@ -194,7 +194,7 @@ static u32 promote(struct ksm_vm *vm, struct match *m, u32 nr, struct placement 
 	return n;
 }
 
-static void queue_runs(struct engine *e, struct placement *p, u32 nr, struct run *runs)
+void queue_runs(struct engine *e, struct placement *p, u32 nr, struct run *runs)
 {
 	u32 n = plan_runs(p, nr, ENGINE_PAGES_MAX, runs);
 
@@ -204,11 +204,11 @@ static void queue_runs(struct engine *e, struct placement *p, u32 nr, struct run
 		u32 in_region = MIN(runs[i].nr, r->gpn + r->nr_pages - runs[i].gpn);
 		struct ksm_op_run run = { .gpn = runs[i].gpn, .spn = runs[i].spn, .nr = in_region };
 
-		if (ops_queue(r->vm, &run) < 0) {
-			for (u32 k = 0; k < in_region; k++) {
-				domain_unref(r->vm->domain, run.spn + k);
-				page_unpend(r, run.gpn - r->gpn + k, PG_FRESH);
-			}
+		int err = ops_queue(r->vm, &run);
+
+		for (u32 k = 0; err < 0 && k < in_region; k++) {
+			domain_unref(r->vm->domain, run.spn + k);
+			page_unpend(r, run.gpn - r->gpn + k, err == -ENOSPC ? PG_HELD : PG_FRESH);
 		}
 		if (in_region < runs[i].nr) {
 			runs[i] = (struct run){ run.gpn + in_region, run.spn + in_region,

@@ -47,11 +47,16 @@ static const struct pagemap_query query_huge = {
 	.ret_mask = PAGE_IS_PFNZERO,
 };
 
-/* Pages of file mappings (what is not anonymous is not registered) that are not the file's any
- * more. */
+/*
+ * Pages of file mappings (what is not anonymous is not registered with the asynchronous context)
+ * that are not the file's any more. WRITTEN: not write-protected. While an agent replaces pages in
+ * a mapping it protects them with its second context, which leaves a marker in the place of a page
+ * that is not there; to this query a marker is a page swapped out, and no file's. To take it for
+ * broken would drop a reference that is in use (invariant 4).
+ */
 static const struct pagemap_query query_broken = {
 	.inverted = PAGE_IS_WPALLOWED | PAGE_IS_FILE,
-	.all = PAGE_IS_WPALLOWED | PAGE_IS_FILE,
+	.all = PAGE_IS_WPALLOWED | PAGE_IS_FILE | PAGE_IS_WRITTEN,
 	.any = PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
 	.ret_mask = PAGE_IS_FILE,
 };
