@@ -22,9 +22,11 @@ struct host_load {
 
 /* The program @name beside this one (all are in $BUILD). */
 void bench_program(const char *name, char *buf, size_t size);
-/* Starts argv[0] with stdin and stdout on pipes (NULL: inherited) and the environment as it is. */
-int child_start(char *const argv[], FILE **ret_in, FILE **ret_out, pid_t *ret_pid);
-/* Ends it by SIGTERM, after 5 s by SIGKILL, and waits. */
+/* Starts argv[0] with stdin and stdout on pipes, stderr to the file @log (NULL: inherited) and the
+ * environment as it is. */
+int child_start(char *const argv[], const char *log, FILE **ret_in, FILE **ret_out, pid_t *ret_pid);
+/* Ends it by SIGTERM, after 5 s by SIGKILL, and waits. Who is left at the end of the benchmark is
+ * ended so too (atend.h). */
 void child_stop(pid_t pid);
 
 /* @load_permille 0: no load. Waits until the memory is filled; no engine knows of it yet. */
