@@ -36,3 +36,11 @@ $(BUILD)/bench-ksm: $(call obj,bench/ksm.c bench/trial.c $(PEERS)) $(REPORT)
 bench-ksm: deps
 	@$(MAKE) --no-print-directory all $(BUILD)/memhost $(BUILD)/bench-ksm
 	BUILD='$(BUILD)' bench/ksm.sh
+
+$(BUILD)/bench-cow: $(call obj,bench/cow.c $(PEERS)) $(REPORT)
+	$(CC) $(LDFLAGS) -o $@ $^ -lxxhash -ljansson -lm
+
+.PHONY: bench-cow
+bench-cow: deps
+	@$(MAKE) --no-print-directory all $(BUILD)/memhost $(BUILD)/bench-cow
+	BUILD='$(BUILD)' $(BUILD)/bench-cow

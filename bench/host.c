@@ -178,6 +178,39 @@ int host_sum(struct host *h, u64 *ret_sum)
 		       : 0;
 }
 
+int host_write(struct host *h, u32 nr, u32 step, u32 pause_us, u32 *ret_ns)
+{
+	char line[64];
+	u32 n;
+
+	snprintf(line, sizeof(line), "write %u %u %u", nr, step, pause_us);
+	return ask(h, line) < 0 || read_line(h, line, sizeof(line)) < 0 ||
+			       sscanf(line, "WRITTEN %" SCNu32, &n) != 1 || n != nr ||
+			       fread(ret_ns, sizeof(*ret_ns), nr, h->out) != nr
+		       ? -EIO
+		       : 0;
+}
+
+int host_fork(struct host *h)
+{
+	char line[64];
+
+	return ask(h, "fork") < 0 || read_line(h, line, sizeof(line)) < 0 ||
+			       strcmp(line, "FORKED\n") != 0
+		       ? -EIO
+		       : 0;
+}
+
+int host_check(struct host *h, u64 *ret_wrong)
+{
+	char line[64];
+
+	return ask(h, "check") < 0 || read_line(h, line, sizeof(line)) < 0 ||
+			       sscanf(line, "WRONG %" SCNu64, ret_wrong) != 1
+		       ? -EIO
+		       : 0;
+}
+
 void host_stop(struct host *h)
 {
 	if (h->in)
