@@ -25,7 +25,10 @@ bench-index: deps
 $(BUILD)/memhost: $(call obj,bench/memhost.c bench/content.c ctl/guestmem.c ctl/analysis.c) $(BUILD)/libballast-hooks.a
 	$(CC) $(LDFLAGS) -o $@ $^ -lxxhash
 
-$(BUILD)/bench-ksm: $(call obj,bench/ksm.c bench/trial.c bench/frames.c bench/peer.c bench/host.c bench/content.c ctl/guestmem.c ctl/analysis.c $(COMMON)) $(REPORT)
+# Hosts whose memory an engine shares, and the engines.
+PEERS := bench/frames.c bench/peer.c bench/host.c bench/atend.c bench/content.c ctl/guestmem.c ctl/analysis.c $(COMMON)
+
+$(BUILD)/bench-ksm: $(call obj,bench/ksm.c bench/trial.c $(PEERS)) $(REPORT)
 	$(CC) $(LDFLAGS) -o $@ $^ -lxxhash -ljansson -lm
 
 # SLOW_PEERS=1 also runs the settings that take minutes: KSM's defaults, ksmtuned's, Ballast's 5%.
@@ -33,3 +36,11 @@ $(BUILD)/bench-ksm: $(call obj,bench/ksm.c bench/trial.c bench/frames.c bench/pe
 bench-ksm: deps
 	@$(MAKE) --no-print-directory all $(BUILD)/memhost $(BUILD)/bench-ksm
 	BUILD='$(BUILD)' bench/ksm.sh
+
+$(BUILD)/bench-cow: $(call obj,bench/cow.c $(PEERS)) $(REPORT)
+	$(CC) $(LDFLAGS) -o $@ $^ -lxxhash -ljansson -lm
+
+.PHONY: bench-cow
+bench-cow: deps
+	@$(MAKE) --no-print-directory all $(BUILD)/memhost $(BUILD)/bench-cow
+	BUILD='$(BUILD)' $(BUILD)/bench-cow

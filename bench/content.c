@@ -131,6 +131,8 @@ static u64 content_of(enum content_kind kind, u32 guest, u64 i, u64 pages)
 
 		return (h >> 16) % 100 < 30 && i % 64 >= from && i % 64 < from + run ? i : own;
 	}
+	case CONTENT_SAME:
+		return i;
 	default:
 		return own;
 	}

@@ -22,6 +22,8 @@ enum content_kind {
 	CONTENT_MIXED,
 	/* No twins at all. */
 	CONTENT_UNIQUE,
+	/* All pages have twins, in the same order: one run. */
+	CONTENT_SAME,
 };
 
 /* Writes @pages pages for guest number @guest. */

@@ -11,6 +11,7 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
+#include "bench/atend.h"
 #include "bench/host.h"
 #include "bench/peer.h"
 
@@ -98,7 +99,7 @@ static u64 ksm_number(const char *name)
 	return ksm_read(name, buf, sizeof(buf)) == 0 ? strtoull(buf, NULL, 10) : 0;
 }
 
-/* Only system calls, and no allocation: it also runs when a signal ends the benchmark. */
+/* Only system calls, for ksm_restore(). */
 static int ksm_write(const char *name, const char *value)
 {
 	char path[96] = KSM_DIR;
@@ -130,12 +131,6 @@ static void ksm_restore(void)
 	for (u32 i = ARRAY_SIZE(ksm_files); i-- > 0;)
 		ksm_write(ksm_files[i], ksm_saved[i]);
 	ksm_is_saved = false;
-}
-
-static void restore_and_end(int sig)
-{
-	ksm_restore();
-	_exit(128 + sig);
 }
 
 static pid_t find_ksmd(void)
@@ -172,10 +167,7 @@ static int ksm_prepare(struct peer *p)
 			if (ksm_read(ksm_files[i], ksm_saved[i], sizeof(ksm_saved[i])) < 0)
 				return -EACCES;
 		ksm_is_saved = true;
-		atexit(ksm_restore);
-		signal(SIGINT, restore_and_end);
-		signal(SIGTERM, restore_and_end);
-		signal(SIGHUP, restore_and_end);
+		at_end(ksm_restore);
 	}
 	ksm_write("run", "2");
 	ksm_write("run", "0");
@@ -285,25 +277,38 @@ static int command(struct peer *p, const char *request)
 	return reply ? 0 : -EIO;
 }
 
+/* The daemon that runs, for the end of the benchmark. */
+static pid_t ballast_pid;
+static char ballast_dir[64];
+
+static void ballast_end(void)
+{
+	static const char *const files[] = { "ballast.conf", "state", "lock" };
+	int dir;
+
+	if (!ballast_dir[0])
+		return;
+	child_stop(ballast_pid);
+	ballast_pid = 0;
+	dir = open(ballast_dir, O_PATH | O_DIRECTORY | O_CLOEXEC);
+	for (u32 i = 0; i < ARRAY_SIZE(files); i++)
+		unlinkat(dir, files[i], 0);
+	if (dir >= 0)
+		close(dir);
+	rmdir(ballast_dir);
+	ballast_dir[0] = '\0';
+}
+
 static void ballast_finish(struct peer *p)
 {
-	char cmd[160];
-
-	child_stop(p->pid);
+	ballast_end();
 	p->pid = 0;
 	unsetenv("BALLAST_AGENT_SOCKET");
-	snprintf(cmd, sizeof(cmd), "%s/ballast.conf", p->dir);
-	unlink(cmd);
-	snprintf(cmd, sizeof(cmd), "%s/state", p->dir);
-	unlink(cmd);
-	snprintf(cmd, sizeof(cmd), "%s/lock", p->dir);
-	unlink(cmd);
-	rmdir(p->dir);
 }
 
 static int ballast_prepare(struct peer *p)
 {
-	char program[256], conf[160], sock[160];
+	char program[256], conf[160], sock[160], log[256];
 	char *argv[] = { program, "--config", conf, NULL };
 	FILE *f;
 	int r;
@@ -311,6 +316,8 @@ static int ballast_prepare(struct peer *p)
 	strcpy(p->dir, "/tmp/ballast-bench.XXXXXX");
 	if (!mkdtemp(p->dir))
 		return -errno;
+	strcpy(ballast_dir, p->dir);
+	at_end(ballast_end);
 	snprintf(conf, sizeof(conf), "%s/ballast.conf", p->dir);
 	f = fopen(conf, "we");
 	if (!f)
@@ -319,7 +326,9 @@ static int ballast_prepare(struct peer *p)
 		p->dir, p->cpu_percent);
 	fclose(f);
 	bench_program("ballastd", program, sizeof(program));
-	r = child_start(argv, NULL, NULL, &p->pid);
+	bench_program("bench/ballastd.log", log, sizeof(log)); /* of the latest daemon */
+	r = child_start(argv, log, NULL, NULL, &p->pid);
+	ballast_pid = r < 0 ? 0 : p->pid;
 	for (int i = 0; r == 0 && i < 500 && command(p, "{\"command\":\"status\"}") < 0; i++)
 		usleep(10000);
 	snprintf(sock, sizeof(sock), "%s/agent.sock", p->dir);
