@@ -1,0 +1,229 @@
+#!/usr/bin/env bash
+# timeout: 240
+# Huge pages: the daemon counts what splitting each would save, splits it when that reaches thp_split_min_saving or the
+# host is short of memory, and reports both. By the daemon's word and by the kernel's (smaps, page tables), while a thread
+# of each VM rewrites pages all the time.
+. "$(dirname "$0")/../lib.sh"
+. "$(dirname "$0")/flat/flat.sh" # for the status
+
+TOOL=$BUILD/tests/tool_huge
+# CHUNKS:TWINS:ZEROS (tool_huge.c). 128 KiB are 32 pages.
+X=(8:8:0 4:31:0 2:8:12 4:0:0 2:32:0 2:16:20 5:256:0)
+X_KEPT=18 X_SPLIT=9
+X_SAVING=$((8 * 8 + 4 * 31 + 2 * 20))
+X_SHARED=$((2 * 32 + 2 * 16 + 5 * 256))
+X_ZERO=$((2 * 20))
+# Some pages of a chunk of so many twins change, between twin and not.
+CHANGING=4
+Y=(4:256:0 4:8:0)
+Y_SAVING=$((4 * 256 + 4 * 8))
+MIB=1048576
+
+[ "$(id -u)" = 0 ] || skip_all huge "other processes' page tables need root"
+[ -x "$TOOL" ] || die huge "$TOOL is not built"
+
+port=$(free_port)
+DAEMON=(scan.cpu_percent=100 scan.interval=50ms scan.idle_interval=1s scan.pressure_some=0 metrics.port="$port")
+
+declare -A pid address groups
+vm() # MODE NAME SET GROUP...: begins to start one
+{
+	start "$RUN/$2.log" "$TOOL" "$@"
+	pid[$2]=$PID
+	groups[$2]=${*:4}
+}
+__attached_or_dead() { grep -q '^attached' "$RUN/$1.log" || ! alive "${pid[$1]}"; }
+vm_attached() # NAME...: and of huge pages
+{
+	local name
+	for name; do
+		wait_for 60 __attached_or_dead "$name"
+		address[$name]=$(sed -n 's/^attached //p' "$RUN/$name.log")
+		[ -n "${address[$name]}" ] || die huge_attach "$name: $(cat "$RUN/$name.log")"
+		grep -q '^filled chunks=\([0-9]*\) huge=\1$' "$RUN/$name.log" ||
+			skip_all huge "no huge pages to be had: $name: $(head -n 1 "$RUN/$name.log")"
+	done
+}
+
+# look NAME: what the kernel says; then of group I, or of all of it.
+look()
+{
+	# shellcheck disable=SC2086 # words
+	timeout 20 "$TOOL" look "${pid[$1]}" "${address[$1]}" ${groups[$1]} >"$RUN/look"
+}
+group() { sed -n "s/^group $1 .*\b$2=\([0-9]*\).*/\1/p" "$RUN/look"; } # I KEY
+smaps_huge() { echo $(($(sed -n 's/^smaps anon_huge=//p' "$RUN/look") / 2048)); }
+show_look() { sed "s/^/# $1: /" "$RUN/look"; }
+groups_are() # NAME KEY VALUE...: of its groups in order; "-": any
+{
+	local name=$1 key=$2 i=0 v
+	shift 2
+	look "$name" || return 1
+	for v; do
+		[ "$v" = - ] || [ "$(group $i "$key")" = "$v" ] || return 1
+		i=$((i + 1))
+	done
+}
+
+sum_is() { take_status && [ "$(vms_sum "$1" "${@:3}")" = "$2" ]; } # KEY VALUE NAME...
+passes_reach() { take_status && [ "$(vm_value "$1" passes_total)" -ge "$2" ]; }
+some_passes() # LEAST NAME...
+{
+	local name at
+	for name in "${@:2}"; do
+		take_status && at=$(vm_value "$name" passes_total)
+		wait_for 60 passes_reach "$name" $((at + $1)) || fail huge_passes "no passes over $name"
+	done
+}
+show() # NAME...
+{
+	local name
+	take_status
+	for name; do
+		echo "# $name: huge $(vm_value "$name" huge_pages) saving $(vm_value "$name" huge_saving_pages)" \
+			"splits $(vm_value "$name" huge_splits_total) shared $(vm_value "$name" shared_pages)" \
+			"zero $(vm_value "$name" zero_pages) merged $(vm_value "$name" merged_pages_total)" \
+			"broken $(vm_value "$name" broken_pages_total) failed $(vm_value "$name" failed_pages_total)" \
+			"pinned $(vm_value "$name" pinned_pages_total) passes $(vm_value "$name" passes_total)" \
+			"hashed $(vm_value "$name" hashed_pages_total)"
+	done
+}
+
+__reloads_reach() { take_status && [ "$(host_value reloads_total)" -ge "$1" ]; }
+reload()
+{
+	local before
+	take_status && before=$(host_value reloads_total)
+	write_config "${DAEMON[@]}" "$@" && kill -HUP "$DAEMON_PID"
+	wait_for 20 __reloads_reach $((before + 1)) || fail huge_reload "not taken: $*"
+}
+# All huge pages are surveyed anew when sharing is resumed, in the next pass over them.
+survey_all() # NAME...
+{
+	reload scan.enabled=off
+	reload
+	some_passes 8 "$@"
+}
+metric() { exec 3<>"/dev/tcp/127.0.0.1/$port" && printf 'GET /metrics HTTP/1.0\r\n\r\n' >&3 && sed -n "s/^$1{vm=\"$2\"} //p" <&3 | tr -d '\r'; }
+metric_is() { [ "$(metric "$1" "$2")" = "$3" ]; }
+
+__checked() { [ "$(grep -c '^checked' "$RUN/$1.log")" -gt "$2" ]; }
+check_content() # TEST NAME...: each page of them, now
+{
+	local test=$1 name before
+	for name in "${@:2}"; do
+		before=$(grep -c '^checked' "$RUN/$name.log")
+		kill -USR1 "${pid[$name]}"
+		wait_for 30 __checked "$name" "$before" || fail "${test}_${name}_checked" "$(tail -n 1 "$RUN/$name.log")"
+		sed -n '/^ERROR/s/^/# /p' "$RUN/$name.log"
+		check_eq "${test}_${name}_errors" 0 "$(sed -n 's/^checked errors=\([0-9]*\) .*/\1/p' "$RUN/$name.log" | tail -n 1)"
+		check "${test}_${name}_runs" alive "${pid[$name]}"
+	done
+}
+
+# --- kept and split, by the default threshold ---------------------------------------------------
+
+start_daemon "${DAEMON[@]}" || die huge_daemon "ballastd does not start"
+vm vm x1 set-x "${X[@]}"
+vm vm x2 set-x "${X[@]}"
+vm_attached x1 x2
+look x1 && show_look x1
+
+# Fails if chunks of 32 pages' saving or more (twins, or twins and zeros) are not split, or not merged then.
+check huge_split wait_for 60 vms_reach huge_splits_total $((2 * X_SPLIT)) x1 x2
+check huge_split_merged wait_for 60 vms_reach shared_pages $((2 * X_SHARED)) x1 x2
+check huge_split_zeros wait_for 60 vms_reach zero_pages $((2 * X_ZERO)) x1 x2
+# Fails if the survey counts a page too few or too many in any chunk that is kept, or not all are known to be huge.
+check huge_kept_saving wait_for 60 sum_is huge_saving_pages $((2 * X_SAVING)) x1 x2
+for i in 1 2 3; do
+	survey_all x1 x2
+done
+show x1 x2
+for name in x1 x2; do
+	# Fails if any chunk that saves less than the threshold is split (thp_split_min_saving = 4KiB: all but group 3 are).
+	check_eq huge_${name}_splits $X_SPLIT "$(vm_value $name huge_splits_total)"
+	check_eq huge_${name}_huge $X_KEPT "$(vm_value $name huge_pages)"
+	check_eq huge_${name}_saving $X_SAVING "$(vm_value $name huge_saving_pages)"
+	check_eq huge_${name}_zero $X_ZERO "$(vm_value $name zero_pages)"
+	check huge_${name}_metric_pages wait_for 5 metric_is ballast_vm_huge_pages $name $X_KEPT
+	check huge_${name}_metric_saving wait_for 5 metric_is ballast_vm_huge_saving_bytes $name $((X_SAVING * 4096))
+	check huge_${name}_metric_splits wait_for 5 metric_is ballast_vm_huge_splits_total $name $X_SPLIT
+	look $name && show_look $name
+	# The same by the kernel's word. Fails if it had to split what the daemon says is kept, or anything of that shows the store.
+	check_eq huge_${name}_smaps $X_KEPT "$(smaps_huge)"
+	check huge_${name}_outside_huge groups_are $name huge 8 4 2 4 0 0 0
+	check huge_${name}_outside_merged groups_are $name merged 0 0 0 0 64 32 -
+	check huge_${name}_outside_zero groups_are $name zero 0 0 0 0 0 40 0
+	check_ge huge_${name}_outside_many $((5 * 256)) "$(group 6 merged)"
+	check_ge huge_${name}_outside_no_more 1 $(($(group 6 merged) <= 5 * (256 + CHANGING)))
+done
+check_content huge_content x1 x2
+
+# --- another threshold --------------------------------------------------------------------------
+
+reload scan.thp_split_min_saving=2MiB
+vm vm y1 set-y "${Y[@]}"
+vm vm y2 set-y "${Y[@]}"
+vm_attached y1 y2
+# Fails if a reload does not reach the engine: 1 MiB a chunk would be split at 128 KiB.
+check huge_reload_saving wait_for 60 vms_reach huge_saving_pages $((2 * Y_SAVING)) y1 y2
+survey_all_at() { reload scan.thp_split_min_saving=2MiB scan.enabled=off && reload scan.thp_split_min_saving=2MiB && some_passes 8 "$@"; }
+survey_all_at y1 y2
+show x1 x2 y1 y2
+for name in y1 y2; do
+	check_eq huge_reload_${name}_splits 0 "$(vm_value $name huge_splits_total)"
+	check_eq huge_reload_${name}_huge 8 "$(vm_value $name huge_pages)"
+	check_ge huge_reload_${name}_saving $Y_SAVING "$(vm_value $name huge_saving_pages)"
+	check_ge huge_reload_${name}_saving_no_more 1 $(($(vm_value $name huge_saving_pages) <= Y_SAVING + 4 * CHANGING))
+	check huge_reload_${name}_outside groups_are $name merged 0 0
+	check_eq huge_reload_${name}_smaps 8 "$(smaps_huge)"
+done
+# The control: they would be split if they could. 256 pages are 1 MiB.
+reload scan.thp_split_min_saving=1MiB
+check huge_lower_split wait_for 60 vms_reach huge_splits_total 8 y1 y2
+check huge_lower_merged wait_for 60 vms_reach shared_pages $((2 * 4 * 256)) y1 y2
+for name in y1 y2; do
+	check huge_lower_${name}_outside_huge wait_for 60 groups_are $name huge 0 4
+	check huge_lower_${name}_outside_merged groups_are $name merged - 0
+	check_eq huge_lower_${name}_smaps 4 "$(smaps_huge)"
+done
+take_status
+check_eq huge_lower_splits 8 "$(vms_sum huge_splits_total y1 y2)"
+check_eq huge_lower_kept $((2 * X_SPLIT)) "$(vms_sum huge_splits_total x1 x2)"
+check_content huge_lower_content x1 x2 y1 y2
+
+# --- pressure -----------------------------------------------------------------------------------
+
+# No host has everything available. Not the threshold: that stays above all that is left to save.
+reload scan.thp_split_min_saving=2MiB scan.pressure_available=100
+pressure_is() { take_status && [ "$(host_value pressure)" = "$1" ]; }
+check huge_pressure_on wait_for 20 pressure_is true
+for name in x1 x2; do
+	# Fails if pressure does not split what saves little, or splits what saves nothing (group 3).
+	check huge_pressure_${name}_merged wait_for 60 groups_are $name merged 64 124 16 0 64 32 -
+	check huge_pressure_${name}_huge groups_are $name huge 0 0 0 4 0 0 0
+	check huge_pressure_${name}_zero wait_for 60 groups_are $name zero 0 0 24 0 0 40 0
+	check_eq huge_pressure_${name}_smaps 4 "$(smaps_huge)"
+done
+for name in y1 y2; do
+	check huge_pressure_${name}_merged wait_for 60 groups_are $name merged - 32
+	check_eq huge_pressure_${name}_smaps 0 "$(smaps_huge)"
+done
+check huge_pressure_no_saving wait_for 20 sum_is huge_saving_pages 0 x1 x2 y1 y2
+some_passes 8 x1 x2 y1 y2
+show x1 x2 y1 y2
+for name in x1 x2; do
+	check_eq huge_pressure_${name}_splits $((X_SPLIT + 14)) "$(vm_value $name huge_splits_total)"
+	check_eq huge_pressure_${name}_left 4 "$(vm_value $name huge_pages)"
+done
+
+# --- content ------------------------------------------------------------------------------------
+
+# Fails if nothing that was merged was ever written: then the content proves little.
+check huge_broken wait_for 60 vms_reach broken_pages_total 8 x1 x2 y1 y2
+check_content huge_end x1 x2 y1 y2
+for name in x1 x2 y1 y2; do
+	tail -n 1 "$RUN/$name.log" | sed "s/^/# $name: /"
+	check_ge huge_end_${name}_writes 100 "$(sed -n 's/^checked .*writes=//p' "$RUN/$name.log" | tail -n 1)"
+done
+check huge_daemon_runs alive "$DAEMON_PID"
