@@ -12,8 +12,9 @@
  * is SPLIT: its pages are treated as all others, and the first merge makes the kernel split it.
  *
  * Two huge pages that have content in common want each other: the one that is split first finds its
- * twins in one that is kept, and says so (huge_wanted). A chunk that was to be split, but of which
- * nothing was merged, is kept again.
+ * twins in one that is kept, and says so (huge_wanted). That counts lookups, and the same page may
+ * be looked up again and again, so it only has the chunk surveyed. A chunk that was to be split,
+ * but of which nothing was merged, is kept again.
  *
  * Cost: 8 bytes for 2 MiB; a survey hashes 512 pages (0.3 ms), ever more rarely where it finds
  * little.
@@ -131,10 +132,9 @@ void huge_note(struct ksm_region *r, u32 page, u32 nr, const struct scan_part *f
 			set_state(r, at, HUGE_NO);
 }
 
-static bool worth_splitting(const struct ksm_region *r, const struct huge_chunk *h)
+static bool worth_splitting(const struct ksm_region *r, u32 pages)
 {
-	return huge_worth_splitting((u32)h->saving + h->wanted,
-				    r->vm->engine->cfg.thp_split_min_saving,
+	return huge_worth_splitting(pages, r->vm->engine->cfg.thp_split_min_saving,
 				    r->vm->engine->cfg.pressure);
 }
 
@@ -192,19 +192,25 @@ void huge_survey(struct ksm_region *r, u32 page, u32 nr)
 			h->skip--;
 		else
 			survey(r, c);
-		if (h->state == HUGE_KEPT && worth_splitting(r, h))
+		if (h->state == HUGE_KEPT && worth_splitting(r, h->saving))
 			split(r, c);
 	}
 }
 
 void huge_wanted(struct ksm_region *r, u32 page)
 {
-	struct huge_chunk *h = &r->chunks[chunk_of(r, page)];
+	u32 c = chunk_of(r, page);
+	struct huge_chunk *h = &r->chunks[c];
 
-	if (h->state == HUGE_KEPT && h->wanted < CHUNK_PAGES)
+	if (h->state != HUGE_KEPT)
+		return;
+	if (h->wanted < CHUNK_PAGES)
 		h->wanted++;
-	if (h->state == HUGE_KEPT && worth_splitting(r, h))
-		split(r, chunk_of(r, page));
+	if (!worth_splitting(r, (u32)h->saving + h->wanted))
+		return;
+	/* In the next pass, whatever the last look at the window said. */
+	h->skip = 0;
+	page_window(r, chunk_first(r, c))->skip = 0;
 }
 
 u32 huge_chunks_of(u64 hva, u32 nr_pages)
