@@ -16,8 +16,9 @@ X_ZERO=$((2 * 20))
 # Some pages of a chunk of so many twins change, between twin and not.
 CHANGING=4
 Y=(4:256:0 4:8:0)
+W=(8:8:0)
+N=(4:64:0)
 Y_SAVING=$((4 * 256 + 4 * 8))
-MIB=1048576
 
 [ "$(id -u)" = 0 ] || skip_all huge "other processes' page tables need root"
 [ -x "$TOOL" ] || die huge "$TOOL is not built"
@@ -98,23 +99,33 @@ reload()
 	wait_for 20 __reloads_reach $((before + 1)) || fail huge_reload "not taken: $*"
 }
 # All huge pages are surveyed anew when sharing is resumed, in the next pass over them.
-survey_all() # NAME...
+survey_all() # [SECTION.KEY=VALUE] NAME...
 {
-	reload scan.enabled=off
-	reload
+	local set=()
+	if [[ $1 == *=* ]]; then
+		set=("$1")
+		shift
+	fi
+	reload ${set[@]+"${set[@]}"} scan.enabled=off
+	reload ${set[@]+"${set[@]}"}
 	some_passes 8 "$@"
 }
 metric() { exec 3<>"/dev/tcp/127.0.0.1/$port" && printf 'GET /metrics HTTP/1.0\r\n\r\n' >&3 && sed -n "s/^$1{vm=\"$2\"} //p" <&3 | tr -d '\r'; }
 metric_is() { [ "$(metric "$1" "$2")" = "$3" ]; }
 
 __checked() { [ "$(grep -c '^checked' "$RUN/$1.log")" -gt "$2" ]; }
-check_content() # TEST NAME...: each page of them, now
+check_all() # NAME: it checks each of its pages now
 {
-	local test=$1 name before
+	local before
+	before=$(grep -c '^checked' "$RUN/$1.log")
+	kill -USR1 "${pid[$1]}"
+	wait_for 60 __checked "$1" "$before" || fail huge_checked "$1: $(tail -n 1 "$RUN/$1.log")"
+}
+check_content() # TEST NAME...
+{
+	local test=$1 name
 	for name in "${@:2}"; do
-		before=$(grep -c '^checked' "$RUN/$name.log")
-		kill -USR1 "${pid[$name]}"
-		wait_for 30 __checked "$name" "$before" || fail "${test}_${name}_checked" "$(tail -n 1 "$RUN/$name.log")"
+		check_all "$name"
 		sed -n '/^ERROR/s/^/# /p' "$RUN/$name.log"
 		check_eq "${test}_${name}_errors" 0 "$(sed -n 's/^checked errors=\([0-9]*\) .*/\1/p' "$RUN/$name.log" | tail -n 1)"
 		check "${test}_${name}_runs" alive "${pid[$name]}"
@@ -159,6 +170,54 @@ for name in x1 x2; do
 done
 check_content huge_content x1 x2
 
+# --- what is looked for again and again ---------------------------------------------------------
+
+# A VM of small pages writes the few twins of w1's huge pages again and again, the same as before. Each time they are
+# looked for. Fails if lookups count as pages that splitting would save.
+vm vm w1 set-w "${W[@]}"
+vm_attached w1
+vm small w2 set-w "${W[@]}"
+wait_for 60 __attached_or_dead w2
+check huge_wanted_saving wait_for 60 sum_is huge_saving_pages $((8 * 8)) w1
+hashed_reach() { take_status && [ "$(vm_value "$1" hashed_pages_total)" -ge "$2" ]; }
+some_passes 8 w2
+for i in 1 2 3 4 5 6 7 8; do
+	take_status
+	hashed=$(vm_value w2 hashed_pages_total)
+	check_all w2 # and then writes all twins
+	wait_for 60 hashed_reach w2 $((hashed + 8 * 8)) || fail huge_wanted_looked "the twins were not hashed"
+done
+some_passes 8 w1 w2
+show w1 w2
+check_eq huge_wanted_kept 8 "$(vm_value w1 huge_pages)"
+check_eq huge_wanted_splits 0 "$(vm_value w1 huge_splits_total)"
+check_eq huge_wanted_still_saving $((8 * 8)) "$(vm_value w1 huge_saving_pages)"
+check huge_wanted_outside groups_are w1 merged 0
+check_eq huge_wanted_smaps 8 "$(smaps_huge)"
+check_content huge_wanted w1 w2
+end_process "${pid[w1]}"
+end_process "${pid[w2]}"
+
+# --- what cannot be merged ----------------------------------------------------------------------
+
+# Splitting would pay, but there are no mappings to merge with. Fails if the daemon counts as split what the kernel has not.
+reload scan.max_mappings=0
+vm vm n1 set-n "${N[@]}"
+vm vm n2 set-n "${N[@]}"
+vm_attached n1 n2
+# A chunk that is to be split is not counted as kept, until that was in vain.
+tried() { take_status && { [ "$(vm_value n1 huge_pages)" = 0 ] || [ "$(vm_value n2 huge_pages)" = 0 ]; }; }
+check huge_vain_tried wait_for 60 tried
+check huge_vain_kept wait_for 60 sum_is huge_pages 8 n1 n2
+some_passes 8 n1 n2
+check_eq huge_vain_splits 0 "$(vms_sum huge_splits_total n1 n2)"
+for name in n1 n2; do
+	check huge_vain_${name}_outside groups_are $name merged 0
+	check_eq huge_vain_${name}_smaps 4 "$(smaps_huge)"
+done
+end_process "${pid[n1]}"
+end_process "${pid[n2]}"
+
 # --- another threshold --------------------------------------------------------------------------
 
 reload scan.thp_split_min_saving=2MiB
@@ -167,8 +226,7 @@ vm vm y2 set-y "${Y[@]}"
 vm_attached y1 y2
 # Fails if a reload does not reach the engine: 1 MiB a chunk would be split at 128 KiB.
 check huge_reload_saving wait_for 60 vms_reach huge_saving_pages $((2 * Y_SAVING)) y1 y2
-survey_all_at() { reload scan.thp_split_min_saving=2MiB scan.enabled=off && reload scan.thp_split_min_saving=2MiB && some_passes 8 "$@"; }
-survey_all_at y1 y2
+survey_all scan.thp_split_min_saving=2MiB y1 y2
 show x1 x2 y1 y2
 for name in y1 y2; do
 	check_eq huge_reload_${name}_splits 0 "$(vm_value $name huge_splits_total)"
@@ -213,7 +271,7 @@ check huge_pressure_no_saving wait_for 20 sum_is huge_saving_pages 0 x1 x2 y1 y2
 some_passes 8 x1 x2 y1 y2
 show x1 x2 y1 y2
 for name in x1 x2; do
-	check_eq huge_pressure_${name}_splits $((X_SPLIT + 14)) "$(vm_value $name huge_splits_total)"
+	check huge_pressure_${name}_splits wait_for 20 sum_is huge_splits_total $((X_SPLIT + 14)) $name
 	check_eq huge_pressure_${name}_left 4 "$(vm_value $name huge_pages)"
 done
 
