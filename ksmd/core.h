@@ -76,7 +76,7 @@ struct huge_chunk {
 	u8 backoff; /* surveys in a row that found too little */
 	u16 skip;   /* looks until the next survey */
 	u16 saving; /* pages that splitting would save, as far as the last survey knows */
-	u16 wanted; /* pages elsewhere that have the content of one here, seen since */
+	u16 wanted; /* times that content of a page here was looked for since */
 };
 
 struct ksm_region {

@@ -12,8 +12,9 @@
  * is SPLIT: its pages are treated as all others, and the first merge makes the kernel split it.
  *
  * Two huge pages that have content in common want each other: the one that is split first finds its
- * twins in one that is kept, and says so (huge_wanted). A chunk that was to be split, but of which
- * nothing was merged, is kept again.
+ * twins in one that is kept, and says so (huge_wanted). That counts lookups, and the same page may
+ * be looked up again and again, so it only has the chunk surveyed. A chunk that was to be split,
+ * but of which nothing was merged, is kept again.
  *
  * Cost: 8 bytes for 2 MiB; a survey hashes 512 pages (0.3 ms), ever more rarely where it finds
  * little.
@@ -94,16 +95,34 @@ static bool forget_pages(struct ksm_region *r, u32 c)
 	return true;
 }
 
+static u16 survey_pause(const struct huge_chunk *h)
+{
+	return (u16)(1u << (SURVEY_FIRST + h->backoff));
+}
+
 static void note_huge(struct ksm_region *r, u32 c)
 {
 	struct huge_chunk *h = &r->chunks[c];
+	bool in_vain = h->state == HUGE_SPLIT;
 
-	if (h->state == HUGE_SPLIT && h->skip) {
+	if (in_vain && h->skip) {
 		h->skip--;
 		return;
 	}
-	if (h->state != HUGE_KEPT && forget_pages(r, c))
-		set_state(r, c, HUGE_KEPT);
+	if (h->state == HUGE_KEPT || !forget_pages(r, c))
+		return;
+	set_state(r, c, HUGE_KEPT);
+	/* What kept it from being merged (DMA, no mappings left) may last. */
+	if (in_vain)
+		h->skip = survey_pause(h);
+}
+
+static void note_small(struct ksm_region *r, u32 c)
+{
+	if (r->chunks[c].state == HUGE_SPLIT)
+		r->vm->stats.huge_split_total++;
+	if (r->chunks[c].state != HUGE_NO)
+		set_state(r, c, HUGE_NO);
 }
 
 void huge_note(struct ksm_region *r, u32 page, u32 nr, const struct scan_part *found)
@@ -121,20 +140,18 @@ void huge_note(struct ksm_region *r, u32 page, u32 nr, const struct scan_part *f
 			continue;
 		for (u32 c = chunk_of(r, first); c <= chunk_of(r, last); c++) {
 			for (; at < c; at++)
-				set_state(r, at, HUGE_NO);
+				note_small(r, at);
 			note_huge(r, c);
 			at = MAX(at, c + 1);
 		}
 	}
 	for (; at < end; at++)
-		if (r->chunks[at].state != HUGE_NO)
-			set_state(r, at, HUGE_NO);
+		note_small(r, at);
 }
 
-static bool worth_splitting(const struct ksm_region *r, const struct huge_chunk *h)
+static bool worth_splitting(const struct ksm_region *r, u32 pages)
 {
-	return huge_worth_splitting((u32)h->saving + h->wanted,
-				    r->vm->engine->cfg.thp_split_min_saving,
+	return huge_worth_splitting(pages, r->vm->engine->cfg.thp_split_min_saving,
 				    r->vm->engine->cfg.pressure);
 }
 
@@ -144,7 +161,6 @@ static void split(struct ksm_region *r, u32 c)
 
 	set_state(r, c, HUGE_SPLIT);
 	r->chunks[c].skip = SPLIT_LOOKS;
-	r->vm->stats.huge_split_total++;
 	for (u32 p = first; p < first + nr; p++)
 		if (!page_is_mapped(r, p) && r->state[p] != PG_PENDING)
 			page_set(r, p, PG_FRESH);
@@ -176,7 +192,7 @@ static void survey(struct ksm_region *r, u32 c)
 
 	match_hash(r, chunk_first(r, c), chunk_pages(r, c), survey_page, &saving);
 	set_saving(r, c, saving);
-	h->skip = (u16)(1u << (SURVEY_FIRST + h->backoff));
+	h->skip = survey_pause(h);
 	if (h->backoff < SURVEY_BACKOFF_MAX)
 		h->backoff++;
 }
@@ -192,19 +208,25 @@ void huge_survey(struct ksm_region *r, u32 page, u32 nr)
 			h->skip--;
 		else
 			survey(r, c);
-		if (h->state == HUGE_KEPT && worth_splitting(r, h))
+		if (h->state == HUGE_KEPT && worth_splitting(r, h->saving))
 			split(r, c);
 	}
 }
 
 void huge_wanted(struct ksm_region *r, u32 page)
 {
-	struct huge_chunk *h = &r->chunks[chunk_of(r, page)];
+	u32 c = chunk_of(r, page);
+	struct huge_chunk *h = &r->chunks[c];
 
-	if (h->state == HUGE_KEPT && h->wanted < CHUNK_PAGES)
+	if (h->state != HUGE_KEPT)
+		return;
+	if (h->wanted < CHUNK_PAGES)
 		h->wanted++;
-	if (h->state == HUGE_KEPT && worth_splitting(r, h))
-		split(r, chunk_of(r, page));
+	if (!worth_splitting(r, (u32)h->saving + h->wanted))
+		return;
+	/* In the next pass, whatever the last look at the window said. */
+	h->skip = 0;
+	page_window(r, chunk_first(r, c))->skip = 0;
 }
 
 u32 huge_chunks_of(u64 hva, u32 nr_pages)
