@@ -7,6 +7,7 @@ guests=${GUESTS:-3}
 export BUILD CONTENT=$BUILD/bench/ksm-content
 [ "$(id -u)" -eq 0 ] || { echo "bench-ksm: must run as root: it sets /sys/kernel/mm/ksm" >&2; exit 1; }
 
+rm -rf "$CONTENT"
 mkdir -p "$CONTENT"
 tests/guest/build.sh
 pids=()

@@ -11,8 +11,10 @@
 #define POLL_US 10000
 /* An engine that has found nothing more for this long has found what it can. */
 #define SETTLED_US 4000000
-#define IDLE_US	   10000000
-#define LOAD_US	   2000000
+/* What found nothing is looked at ever more rarely: an hour is not like its first seconds. */
+#define REST_US 10000000
+#define IDLE_US 20000000
+#define LOAD_US 2000000
 /* Turns of the load with the engine at work and stopped. */
 #define TURNS	8
 #define TURN_US 1000000
@@ -166,8 +168,12 @@ static void watch_load(struct trial *t)
 static void watch_idle(struct trial *t)
 {
 	const struct peer_ops *ops = t->peer.ops;
-	u64 cpu = ops->cpu_us(&t->peer), passes = ops->passes(&t->peer), t0 = now_us();
+	u64 cpu, passes, t0;
 
+	usleep(REST_US);
+	cpu = ops->cpu_us(&t->peer);
+	passes = ops->passes(&t->peer);
+	t0 = now_us();
 	usleep(IDLE_US);
 	cpu = ops->cpu_us(&t->peer) - cpu;
 	passes = ops->passes(&t->peer) - passes;

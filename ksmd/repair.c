@@ -6,8 +6,8 @@
  *
  * A stretch of a VM's pages is worth it when all VMs together lose enough mappings, so everyone who
  * shows one of its store pages is looked at: there is no list of them, the metadata of all pages is
- * walked instead (about 1 ns a page), for up to REPAIR_PAGES pages at a time and at most a fiftieth
- * of the time. The agents do the rest: the new mapping replaces the old one after they compared the
+ * walked instead (about 1 ns a page), for up to MOVES_MAX pages at a time and at most a fiftieth of
+ * the time. The agents do the rest: the new mapping replaces the old one after they compared the
  * bytes, as when a broken page merges again. A page is SHARED all the while, with the old store
  * page until the answer comes (invariant 4).
  */
@@ -16,12 +16,22 @@
 #include "common/clock.h"
 #include "ksmd/core.h"
 
-#define REPAIR_PAGES	 WINDOW_PAGES
-#define PLACEMENTS_MAX	 (16 * REPAIR_PAGES)
-#define REFS_MAX	 64 /* content that all have is no part of anybody's order */
-#define FIRST_PAUSE_US	 1000000
+#define MOVES_MAX      (4 * WINDOW_PAGES)
+#define PLACEMENTS_MAX (4 * MOVES_MAX)
+#define REFS_MAX       64 /* content that all have is no part of anybody's order */
+#define FIRST_PAUSE_US 1000000
+/* From one look at all of a VM to the next: when it found something, when it did not the first
+ * time, and at most. */
+#define FOUND_PAUSE_US	 10000000
+#define VAIN_PAUSE_US	 120000000ULL
 #define LONGEST_PAUSE_US 3600000000ULL
-#define WORK_SHARE	 50
+/* Merged since the last time: so many pages, and this share of all, may have changed the picture.
+ */
+#define NEWS_PAGES 1024
+#define NEWS_SHARE 8
+#define WORK_SHARE 50
+/* Pages a mapping, on the average, with which nothing needs repair. */
+#define GOOD_RUN 16
 
 /* Where a store page of a stretch goes. */
 struct move {
@@ -31,11 +41,14 @@ struct move {
 
 struct repair {
 	struct ksm_domain *domain;
-	u32 spn[REPAIR_PAGES]; /* of the pages that are looked at */
-	struct stretch stretches[REPAIR_PAGES];
-	struct stretch_cost cost[REPAIR_PAGES];
+	u32 window[WINDOW_PAGES];	/* spn of the pages that are looked at */
+	struct move seen[WINDOW_PAGES]; /* the same, sorted */
+	/* The stretches found, each [first, first + nr) of @spn. */
+	struct stretch stretches[MOVES_MAX / 2];
+	struct stretch_cost cost[MOVES_MAX / 2];
 	u32 nr_stretches;
-	struct move moves[REPAIR_PAGES]; /* by spn */
+	u32 spn[MOVES_MAX];
+	struct move moves[MOVES_MAX]; /* of the same pages, by spn */
 	u32 nr_moves;
 	u64 filter[1024]; /* bits: some move's spn has these low 16 bits */
 	struct place {
@@ -67,7 +80,7 @@ static const struct move *move_of(const struct repair *w, const struct ksm_regio
 	return r->state[page] == PG_SHARED ? find_move(w, r->link[page]) : NULL;
 }
 
-/* The store pages that may move: @w->spn[]. */
+/* The store pages of a window that may move: @w->window[]. */
 static void find_movable(struct repair *w, const struct ksm_region *r, u32 page, u32 nr)
 {
 	const struct store *store = w->domain->store;
@@ -77,31 +90,47 @@ static void find_movable(struct repair *w, const struct ksm_region *r, u32 page,
 		bool may = r->state[page + i] == PG_SHARED &&
 			   store_refs(store, r->link[page + i]) <= REFS_MAX;
 
-		w->spn[i] = may ? r->link[page + i] : SPN_NONE;
+		w->window[i] = may ? r->link[page + i] : SPN_NONE;
 		if (may)
-			w->moves[n++] = (struct move){ .spn = w->spn[i], .pos = i };
+			w->seen[n++] = (struct move){ .spn = w->window[i], .pos = i };
 	}
 	/* What is twice in the window has no one place. */
-	qsort(w->moves, n, sizeof(w->moves[0]), by_spn);
+	qsort(w->seen, n, sizeof(w->seen[0]), by_spn);
 	for (u32 i = 1; i < n; i++)
-		if (w->moves[i].spn == w->moves[i - 1].spn)
-			w->spn[w->moves[i].pos] = w->spn[w->moves[i - 1].pos] = SPN_NONE;
+		if (w->seen[i].spn == w->seen[i - 1].spn)
+			w->window[w->seen[i].pos] = w->window[w->seen[i - 1].pos] = SPN_NONE;
 }
 
-/* The stretches of a window of the VM, and where their pages would go. */
+/* Adds the stretches of a window of the VM, and where their pages would go. */
 static void find_stretches(struct repair *w, const struct ksm_region *r, u32 page, u32 nr)
 {
-	find_movable(w, r, page, nr);
-	w->nr_stretches = plan_stretches(w->spn, nr, w->stretches);
-	for (u32 s = 0; s < w->nr_stretches; s++) {
-		for (u32 i = 0; i < w->stretches[s].nr; i++) {
-			u32 spn = w->spn[w->stretches[s].first + i];
+	struct stretch *t = &w->stretches[w->nr_stretches];
+	u32 n;
 
-			w->moves[w->nr_moves++] = (struct move){ spn, s, i };
+	find_movable(w, r, page, nr);
+	n = plan_stretches(w->window, nr, t);
+	for (; n; n--, t++, w->nr_stretches++) {
+		u32 from = t->first;
+
+		t->first = w->nr_moves;
+		for (u32 i = 0; i < t->nr; i++) {
+			u32 spn = w->window[from + i];
+
+			w->spn[w->nr_moves] = spn;
+			w->moves[w->nr_moves++] = (struct move){ spn, w->nr_stretches, i };
 			w->filter[spn % 65536 / 64] |= (u64)1 << (spn % 64);
 		}
 	}
+}
+
+static void sort_moves(struct repair *w)
+{
 	qsort(w->moves, w->nr_moves, sizeof(w->moves[0]), by_spn);
+	/* The same content in two windows. */
+	for (u32 i = 1; i < w->nr_moves; i++)
+		if (w->moves[i].spn == w->moves[i - 1].spn)
+			w->cost[w->moves[i].stretch].refused =
+				w->cost[w->moves[i - 1].stretch].refused = true;
 }
 
 /* The mappings at the seam of two pages, the first of which has @below, now and then. */
@@ -205,25 +234,6 @@ static u32 carry_out(struct repair *w, struct engine *e)
 	return freed;
 }
 
-/* Looks at one window, and at all that shows the same store pages. */
-static u32 repair_window(struct ksm_vm *vm, const struct ksm_region *r, u32 page, u32 nr)
-{
-	struct repair *w = calloc(1, sizeof(*w));
-	u32 freed = 0;
-
-	if (!w)
-		return 0;
-	w->domain = vm->domain;
-	find_stretches(w, r, page, nr);
-	for (struct ksm_vm *v = w->nr_moves ? vm->engine->vms : NULL; v; v = v->next)
-		for (u32 i = 0; v->domain == w->domain && i < v->nr_regions; i++)
-			look_at_region(w, v->regions[i]);
-	if (w->nr_moves)
-		freed = carry_out(w, vm->engine);
-	free(w);
-	return freed;
-}
-
 /* The next window of the VM that has pages in the store; false: there is none left. */
 static bool next_window(struct ksm_vm *vm, struct ksm_region **ret, u32 *ret_page, u32 *ret_nr)
 {
@@ -237,7 +247,7 @@ static bool next_window(struct ksm_vm *vm, struct ksm_region **ret, u32 *ret_pag
 		}
 		*ret = r;
 		*ret_page = vm->repair_page;
-		*ret_nr = MIN(r->nr_pages - vm->repair_page, (u32)REPAIR_PAGES);
+		*ret_nr = MIN(r->nr_pages - vm->repair_page, (u32)WINDOW_PAGES);
 		vm->repair_page += *ret_nr;
 		return true;
 	}
@@ -245,32 +255,57 @@ static bool next_window(struct ksm_vm *vm, struct ksm_region **ret, u32 *ret_pag
 	return false;
 }
 
+/* Looks at some windows of the VM, and at all that shows the same store pages. True: it was the
+ * last of them. */
+static bool repair_some(struct ksm_vm *vm)
+{
+	struct repair *w = calloc(1, sizeof(*w));
+	struct ksm_region *r;
+	bool more = true;
+	u32 page, nr;
+
+	if (!w)
+		return true;
+	w->domain = vm->domain;
+	while (w->nr_moves + WINDOW_PAGES <= MOVES_MAX && (more = next_window(vm, &r, &page, &nr)))
+		find_stretches(w, r, page, nr);
+	sort_moves(w);
+	for (struct ksm_vm *v = w->nr_moves ? vm->engine->vms : NULL; v; v = v->next)
+		for (u32 i = 0; v->domain == w->domain && i < v->nr_regions; i++)
+			look_at_region(w, v->regions[i]);
+	if (w->nr_moves && carry_out(w, vm->engine))
+		vm->repair_found = true;
+	free(w);
+	return !more;
+}
+
 void repair_step(struct ksm_vm *vm, u64 now)
 {
-	struct ksm_region *r;
-	u32 page, nr;
-	u64 took;
+	u64 news;
 
 	if (!vm_may_share(vm) || vm->repair_refused || vm->queue_nr || vm->op_nr)
 		return;
-	/* Something has merged since it was given up. */
-	if (vm->stats.merged_total != vm->repair_merged) {
+	news = vm->stats.merged_total - vm->repair_merged;
+	if (news >= NEWS_PAGES && news * NEWS_SHARE >= vm->stats.shared_pages) {
 		vm->repair_pause_us = 0;
 		vm->repair_due_us = MIN(vm->repair_due_us, now + FIRST_PAUSE_US);
 		vm->repair_merged = vm->stats.merged_total;
 	}
 	if (now < vm->repair_due_us)
 		return;
-	if (next_window(vm, &r, &page, &nr)) {
-		vm->repair_found = repair_window(vm, r, page, nr) || vm->repair_found;
-		took = now_us() - now;
-		vm->repair_due_us = now + took * WORK_SHARE;
+	/* Not fragmented. */
+	if (vm->boundaries * GOOD_RUN <= vm->stats.shared_pages)
+		return;
+	if (!repair_some(vm)) {
+		vm->repair_due_us = now + (now_us() - now) * WORK_SHARE;
 		return;
 	}
-	/* All of it was looked at: again at once if that helped, else ever later. */
-	vm->repair_pause_us = vm->repair_found || !vm->repair_pause_us
-				      ? FIRST_PAUSE_US
-				      : MIN(vm->repair_pause_us * 2, (u64)LONGEST_PAUSE_US);
+	if (vm->repair_found)
+		vm->repair_pause_us = FOUND_PAUSE_US;
+	else if (vm->repair_pause_us < VAIN_PAUSE_US)
+		vm->repair_pause_us = VAIN_PAUSE_US;
+	else
+		vm->repair_pause_us = MIN(vm->repair_pause_us * 2, LONGEST_PAUSE_US);
 	vm->repair_due_us = now + vm->repair_pause_us;
 	vm->repair_found = false;
 }
