@@ -265,6 +265,9 @@ void huge_wanted(struct ksm_region *r, u32 page);
 /* All of the region's huge pages are surveyed at the next look. */
 void huge_rouse(struct ksm_region *r);
 u32 huge_chunks_of(u64 hva, u32 nr_pages); /* elements of ksm_region.chunks */
+/* Pages of @pages that seem to have a twin among @entries index entries because 32 bits of their
+ * hashes agree: twice the mean. Pure. */
+u32 huge_chance_twins(u32 pages, u64 entries);
 /* The decision: @pages that sharing would save in a huge page. Pure. */
 bool huge_worth_splitting(u32 pages, u64 min_saving_bytes, bool pressure);
 

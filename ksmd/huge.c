@@ -188,10 +188,11 @@ static void survey_page(struct ksm_region *r, u32 page, u64 hash, bool zero, voi
 static void survey(struct ksm_region *r, u32 c)
 {
 	struct huge_chunk *h = &r->chunks[c];
-	u32 saving = 0;
+	u32 saving = 0, chance;
 
 	match_hash(r, chunk_first(r, c), chunk_pages(r, c), survey_page, &saving);
-	set_saving(r, c, saving);
+	chance = huge_chance_twins(chunk_pages(r, c), index_entries(r->vm->domain->index));
+	set_saving(r, c, saving - MIN(saving, chance));
 	h->skip = survey_pause(h);
 	if (h->backoff < SURVEY_BACKOFF_MAX)
 		h->backoff++;
@@ -239,6 +240,11 @@ void huge_rouse(struct ksm_region *r)
 	for (u32 c = 0; c < huge_chunks_of(r->hva, r->nr_pages); c++)
 		if (r->chunks[c].state == HUGE_KEPT)
 			r->chunks[c].skip = r->chunks[c].backoff = 0;
+}
+
+u32 huge_chance_twins(u32 pages, u64 entries)
+{
+	return (u32)((u64)pages * entries * 2 >> 32);
 }
 
 bool huge_worth_splitting(u32 pages, u64 min_saving_bytes, bool pressure)

@@ -155,6 +155,10 @@ Test(huge, splits_what_saves_enough_or_anything_under_pressure)
 {
 	cr_assert_not(huge_worth_splitting(0, 4096, false));
 	cr_assert_not(huge_worth_splitting(0, 4096, true));
+	/* 512 pages among 8 Mi entries: one by chance, on the average. */
+	cr_assert_eq(huge_chance_twins(512, (u64)8 << 20), 2u);
+	cr_assert_eq(huge_chance_twins(512, (u64)64 << 20), 16u);
+	cr_assert_eq(huge_chance_twins(512, 100000), 0u);
 	cr_assert(huge_worth_splitting(1, 4096, false));
 	cr_assert_not(huge_worth_splitting(31, 131072, false));
 	cr_assert(huge_worth_splitting(32, 131072, false));
