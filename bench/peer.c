@@ -205,9 +205,9 @@ static u64 ksm_passes(struct peer *p)
 }
 
 /*
- * A ksm_rmap_item for each page that it has seen, a ksm_stable_node for each that is shared: 64 bytes
- * each (mm/ksm.c, Linux 6.18, 64 bits). /proc/slabinfo does not tell: the slabs are merged with
- * others of that size.
+ * A ksm_rmap_item for each page that it has seen, a ksm_stable_node for each that is shared: 64
+ * bytes each (mm/ksm.c, Linux 6.18, 64 bits). /proc/slabinfo does not tell: the slabs are merged
+ * with others of that size.
  */
 static u64 ksm_metadata(struct peer *p)
 {

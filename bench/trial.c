@@ -12,12 +12,12 @@
 /* An engine that has found nothing more for this long has found what it can. */
 #define SETTLED_US 4000000
 /* What found nothing is looked at ever more rarely: an hour is not like its first seconds. */
-#define REST_US 10000000
-#define IDLE_US 20000000
+#define REST_US 5000000
+#define IDLE_US 60000000
 #define LOAD_US 2000000
 /* Turns of the load with the engine at work and stopped. */
-#define TURNS	8
-#define TURN_US 1000000
+#define TURNS	80
+#define TURN_US 250000
 /* Slow settings are watched for this long; what they would need for the rest is not guessed. */
 #define LIMIT_US 60000000
 
