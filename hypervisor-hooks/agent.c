@@ -188,8 +188,6 @@ int bh_new(const struct bh_config *cfg, struct bh_agent **ret)
 	if (r < 0)
 		goto fail;
 	a->mounts_fd = open("/proc/self/mountinfo", O_RDONLY | O_CLOEXEC);
-	/* The mounts are read once, and again when they change: not while pages are out. */
-	(void)dma_unpinned_possible(a);
 	r = staging_new(a);
 	if (r < 0)
 		goto fail;

@@ -599,7 +599,7 @@ static void end_pass(struct ksm_vm *vm, u64 now)
 	read_regions(vm);
 	reap_regions(vm);
 	/* Not while there is better to do. */
-	if (vm->interval_us >= vm->engine->cfg.interval_us || vm->engine->cfg.pressure)
+	if (vm->interval_us >= vm->engine->cfg.interval_us)
 		repair_step(vm, now_us());
 }
 

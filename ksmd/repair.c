@@ -9,7 +9,8 @@
  * walked instead (about 1 ns a page), for up to MOVES_MAX pages at a time and at most a fiftieth of
  * the time. The agents do the rest: the new mapping replaces the old one after they compared the
  * bytes, as when a broken page merges again. A page is SHARED all the while, with the old store
- * page until the answer comes (invariant 4).
+ * page until the answer comes (invariant 4). One whose agent goes away meanwhile keeps the old one:
+ * that content is in the store twice then.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -133,7 +134,7 @@ static void sort_moves(struct repair *w)
 				w->cost[w->moves[i - 1].stretch].refused = true;
 }
 
-/* The mappings at the seam of two pages, the first of which has @below, now and then. */
+/* Whether @page and its neighbour below need two mappings: now, and with the copies. */
 static void add_seam(struct repair *w, const struct ksm_region *r, u32 page)
 {
 	const struct move *below, *here;
@@ -283,7 +284,10 @@ void repair_step(struct ksm_vm *vm, u64 now)
 {
 	u64 news;
 
-	if (!vm_may_share(vm) || vm->repair_refused || vm->queue_nr || vm->op_nr)
+	/* While recovery lasts not all who show a store page are known; while the host is short of
+	 * memory there is none for copies. */
+	if (!vm_may_share(vm) || vm->repair_refused || vm->queue_nr || vm->op_nr ||
+	    vm->engine->cfg.pressure || store_in_recovery(vm->domain->store))
 		return;
 	news = vm->stats.merged_total - vm->repair_merged;
 	if (news >= NEWS_PAGES && news * NEWS_SHARE >= vm->stats.shared_pages) {
