@@ -137,19 +137,20 @@ int host_start(struct host *h, const char *content, const char *mode, const char
 	return -EIO;
 }
 
-static int ask(struct host *h, const char *what)
+/* The answer is a line; it may replace the question. */
+static int ask(struct host *h, const char *what, char *line, size_t size)
 {
-	return fprintf(h->in, "%s\n", what) < 0 || fflush(h->in) != 0 ? -EPIPE : 0;
+	return fprintf(h->in, "%s\n", what) < 0 || fflush(h->in) != 0 ||
+			       read_line(h, line, size) < 0
+		       ? -EIO
+		       : 0;
 }
 
 int host_offer(struct host *h)
 {
 	char line[64];
 
-	return ask(h, "offer") < 0 || read_line(h, line, sizeof(line)) < 0 ||
-			       strcmp(line, "OFFERED\n") != 0
-		       ? -EIO
-		       : 0;
+	return ask(h, "offer", line, sizeof(line)) < 0 || strcmp(line, "OFFERED\n") != 0 ? -EIO : 0;
 }
 
 int host_load(struct host *h, struct host_load *ret)
@@ -158,7 +159,7 @@ int host_load(struct host *h, struct host_load *ret)
 	double seconds;
 	u64 ops;
 
-	if (ask(h, "load") < 0 || read_line(h, line, sizeof(line)) < 0 ||
+	if (ask(h, "load", line, sizeof(line)) < 0 ||
 	    sscanf(line,
 		   "LOAD ops=%" SCNu64 " seconds=%lf p50_ns=%" SCNu64 " p99_ns=%" SCNu64
 		   " max_us=%" SCNu64,
@@ -172,8 +173,7 @@ int host_sum(struct host *h, u64 *ret_sum)
 {
 	char line[64];
 
-	return ask(h, "sum") < 0 || read_line(h, line, sizeof(line)) < 0 ||
-			       sscanf(line, "SUM %" SCNx64, ret_sum) != 1
+	return ask(h, "sum", line, sizeof(line)) < 0 || sscanf(line, "SUM %" SCNx64, ret_sum) != 1
 		       ? -EIO
 		       : 0;
 }
@@ -184,9 +184,8 @@ int host_write(struct host *h, u32 nr, u32 step, u32 pause_us, u32 *ret_ns)
 	u32 n;
 
 	snprintf(line, sizeof(line), "write %u %u %u", nr, step, pause_us);
-	return ask(h, line) < 0 || read_line(h, line, sizeof(line)) < 0 ||
-			       sscanf(line, "WRITTEN %" SCNu32, &n) != 1 || n != nr ||
-			       fread(ret_ns, sizeof(*ret_ns), nr, h->out) != nr
+	return ask(h, line, line, sizeof(line)) < 0 || sscanf(line, "WRITTEN %" SCNu32, &n) != 1 ||
+			       n != nr || fread(ret_ns, sizeof(*ret_ns), nr, h->out) != nr
 		       ? -EIO
 		       : 0;
 }
@@ -195,17 +194,14 @@ int host_fork(struct host *h)
 {
 	char line[64];
 
-	return ask(h, "fork") < 0 || read_line(h, line, sizeof(line)) < 0 ||
-			       strcmp(line, "FORKED\n") != 0
-		       ? -EIO
-		       : 0;
+	return ask(h, "fork", line, sizeof(line)) < 0 || strcmp(line, "FORKED\n") != 0 ? -EIO : 0;
 }
 
 int host_check(struct host *h, u64 *ret_wrong)
 {
 	char line[64];
 
-	return ask(h, "check") < 0 || read_line(h, line, sizeof(line)) < 0 ||
+	return ask(h, "check", line, sizeof(line)) < 0 ||
 			       sscanf(line, "WRONG %" SCNu64, ret_wrong) != 1
 		       ? -EIO
 		       : 0;

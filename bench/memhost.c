@@ -15,10 +15,11 @@
  *           such line
  *   sum     prints "SUM hash", of all content, to show that sharing changed none
  *   write NR STEP PAUSE_US
- *           writes a word to each of the next NR pages of a random order of every STEP-th page,
- * with a pause between; prints "WRITTEN NR", and NR u32: the ns that each took fork    has all
- * memory in a child too, prints "FORKED" check   prints "WRONG N": pages that differ from the
- * content and what was written
+ *           writes a word to each of the next NR pages of a random order of every
+ *           STEP-th page, with a pause between; prints "WRITTEN NR", then NR u32: the
+ *           ns that each took
+ *   fork    has all memory in a child too; prints "FORKED"
+ *   check   prints "WRONG N": pages that differ from content and writes
  */
 #include <errno.h>
 #include <fcntl.h>

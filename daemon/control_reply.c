@@ -74,8 +74,8 @@ static const struct field vm_fields[] = {
 	VM(guest_faults_total),
 	VM(huge_pages),
 	VM(huge_saving_pages),
-	VM(repaired_pages_total),
 	VM(huge_splits_total),
+	VM(repaired_pages_total),
 };
 
 static const struct field domain_fields[] = {

@@ -9,8 +9,8 @@
  *   1. The chunk is adopted, so that an access to a hole waits instead of reading zeros.
  *   2. UFFDIO_MOVE takes the pages out of the guest, atomically, to the staging area. A page pinned
  *      for DMA cannot be moved (EBUSY), so no device can write it from here on; nobody else has it
- *      mapped. What has come is read from the page table, not from what the call returned
- * (arrived()).
+ *      mapped. What has come is read from the page table, not from what the call returns:
+ *      arrived().
  *   3. Every byte is compared with what shall replace it. Nothing can change now: invariant 2.
  *   4. Equal: the replacement is mapped in the hole's place. Different: the page is moved back.
  *      Either way it happens before @lock is released, then the waiters are woken.

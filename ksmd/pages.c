@@ -43,15 +43,12 @@ u32 page_mapped_spn(const struct ksm_region *r, u32 page)
 /* Does the kernel need a new mapping at @page, other than its neighbour below? */
 static u32 boundary(const struct ksm_region *r, u32 page)
 {
-	u32 below, here;
-
 	if (page == 0 || page >= r->nr_pages)
 		return 0;
+	/* The usual case, without a lookup. */
 	if (!page_is_mapped(r, page - 1) && !page_is_mapped(r, page))
 		return 0;
-	below = page_mapped_spn(r, page - 1);
-	here = page_mapped_spn(r, page);
-	return below == SPN_NONE || here == SPN_NONE || below + 1 != here;
+	return plan_boundary(page_mapped_spn(r, page - 1), page_mapped_spn(r, page));
 }
 
 void domain_unref(struct ksm_domain *d, u32 spn)

@@ -226,17 +226,6 @@ static int fail_with(int error)
  */
 
 int __real_ioctl(int fd, unsigned long request, void *arg);
-/* Linux 6.18, when a page under migration was waited for: moved, and EEXIST all the same. */
-static int ioctl_done(int fd, unsigned long request, void *arg)
-{
-	struct uffdio_move *m = arg;
-
-	if (__real_ioctl(fd, request, m) < 0)
-		return -1;
-	m->move = -EEXIST;
-	return fail_with(EEXIST);
-}
-
 int __wrap_ioctl(int fd, unsigned long request, void *arg);
 long __real_syscall(long nr, long a, long b, long c, long d, long e, long f);
 long __wrap_syscall(long nr, long a, long b, long c, long d, long e, long f);
@@ -350,6 +339,17 @@ static int ioctl_half(int fd, unsigned long request, void *arg)
 	}
 	__real_ioctl(fd, request, &part);
 	return fail_with(ENOMEM);
+}
+
+/* Linux 6.18, when a page under migration was waited for: moved, and EEXIST all the same. */
+static int ioctl_done(int fd, unsigned long request, void *arg)
+{
+	struct uffdio_move *m = arg;
+
+	if (__real_ioctl(fd, request, m) < 0)
+		return -1;
+	m->move = -EEXIST;
+	return fail_with(EEXIST);
 }
 
 int __wrap_ioctl(int fd, unsigned long request, void *arg)
