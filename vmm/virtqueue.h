@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Split virtqueues (virtio 1.2, section 2.7), the device's side. Everything in them is written by
+ * the guest at any time, also while we read: each descriptor is copied once, checked, and only the
+ * copy is used. A queue that breaks the rules is broken from then on (virtqueue.broken): the device
+ * asks for a reset (VIRTIO_CONFIG_S_NEEDS_RESET) and touches it no more.
+ *
+ * One thread at a time uses a queue: the device's.
+ */
+#ifndef BALLAST_VMM_VIRTQUEUE_H
+#define BALLAST_VMM_VIRTQUEUE_H
+
+#include <sys/uio.h>
+#include "vmm/memory.h"
+
+#define VIRTQUEUE_SIZE_MAX 256
+/* Buffers of one request. Linux's virtio-blk uses at most seg_max (which we offer) + 2. */
+#define VIRTQUEUE_SEGMENTS_MAX 130
+
+struct virtqueue {
+	/* What the driver set, checked when it is made ready. */
+	u16 size; /* a power of two, at most size_max */
+	u16 size_max;
+	bool ready, broken;
+	u64 desc_gpa, avail_gpa, used_gpa;
+
+	const struct guest_memory *mem;
+	/* Ours. */
+	u16 last_avail; /* next to take */
+	u16 used_idx;	/* next to give back; as the guest sees it once published */
+	u16 signalled;	/* used_idx at the last interrupt (EVENT_IDX) */
+	bool event_idx; /* VIRTIO_F_EVENT_IDX was negotiated */
+	const char *why_broken;
+};
+
+/* One request: readable buffers first, then writable ones, as the specification demands. */
+struct virtqueue_request {
+	u16 head;
+	u32 nr_out, nr_in;	 /* iov[0 .. nr_out) the device reads, then nr_in it writes */
+	u64 out_bytes, in_bytes; /* in all; neither exceeds 4 GiB */
+	struct iovec iov[VIRTQUEUE_SEGMENTS_MAX];
+};
+
+/* The driver says the queue is ready: checks that all three rings are RAM. -EINVAL. */
+int virtqueue_enable(struct virtqueue *q);
+void virtqueue_reset(struct virtqueue *q);
+
+/*
+ * Takes the next request. 1: *ret is filled; 0: none; -EBADMSG: the guest broke the rules, the
+ * queue is broken. Follows indirect descriptors (one level). Every buffer is RAM.
+ */
+int virtqueue_pop(struct virtqueue *q, struct virtqueue_request *ret);
+
+/* Gives a request back with @written bytes put into its writable buffers. */
+void virtqueue_push(struct virtqueue *q, u16 head, u32 written);
+
+/* After pushes: does the driver want an interrupt? (EVENT_IDX, or VRING_AVAIL_F_NO_INTERRUPT) */
+bool virtqueue_wants_interrupt(struct virtqueue *q);
+
+/* Turn kicks off while the queue is worked on, and on again: true if more came meanwhile. */
+void virtqueue_kicks_off(struct virtqueue *q);
+bool virtqueue_kicks_on(struct virtqueue *q);
+
+/* Gather and scatter: copy between @buf and a request's buffers, from byte @offset of them on.
+ * Returns bytes copied, less than @bytes where the buffers end. */
+size_t virtqueue_read(const struct virtqueue_request *r, size_t offset, void *buf, size_t bytes);
+size_t virtqueue_write(const struct virtqueue_request *r, size_t offset, const void *buf,
+		       size_t bytes);
+
+#endif
