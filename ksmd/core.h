@@ -157,6 +157,7 @@ struct engine {
 	struct ksm_domain *domains[DOMAINS_MAX];
 	u32 nr_domains;
 	struct ksm_vm *vms;
+	u32 nr_windows; /* of all their regions */
 	struct scan_buffers *scan;
 	struct match_buffers *match;
 	struct merge_buffers *merge;
@@ -185,6 +186,7 @@ static inline struct pace_limits engine_pace(const struct engine *e)
 		.interval_us = e->cfg.interval_us,
 		.idle_interval_us = e->cfg.idle_interval_us,
 		.pressure = e->cfg.pressure,
+		.nr_windows = e->nr_windows,
 	};
 }
 

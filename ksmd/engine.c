@@ -399,8 +399,10 @@ void region_free(struct ksm_region *r)
 {
 	if (!r)
 		return;
-	if (r->gpn != GPN_NONE)
+	if (r->gpn != GPN_NONE) {
 		gpn_release(&r->vm->engine->gpns, r->gpn, r->nr_pages);
+		r->vm->engine->nr_windows -= DIV_ROUND_UP(r->nr_pages, WINDOW_PAGES);
+	}
 	free(r->link);
 	free(r->state);
 	free(r->windows);
@@ -430,6 +432,7 @@ static int region_new(struct ksm_vm *vm, u64 hva, u64 bytes, struct ksm_region *
 		region_free(r);
 		return -ENOMEM;
 	}
+	vm->engine->nr_windows += DIV_ROUND_UP(r->nr_pages, WINDOW_PAGES);
 	*ret = r;
 	return 0;
 }

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 #include <stdlib.h>
+#include "common/clock.h"
 #include "ksmd/hash.h"
 #include "ksmd/jobs.h"
 
-static void scan_job_run(struct reader_job *job)
+static void ask_all(struct scan_job *j)
 {
-	struct scan_job *j = container_of(job, struct scan_job, job);
 	u64 end = j->end;
 
 	j->err = 0;
@@ -24,6 +24,15 @@ static void scan_job_run(struct reader_job *job)
 		}
 		end = j->walk_end;
 	}
+}
+
+static void scan_job_run(struct reader_job *job)
+{
+	struct scan_job *j = container_of(job, struct scan_job, job);
+	u64 started = thread_cpu_us();
+
+	ask_all(j);
+	j->cpu_us = thread_cpu_us() - started;
 }
 
 static void free_scan_job(struct reader_job *job)

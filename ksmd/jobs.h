@@ -36,6 +36,7 @@ struct scan_job {
 	u64 start, end;
 	u64 walk_end; /* how far the last question got */
 	int err;
+	u64 cpu_us;
 	struct scan_part parts[SCAN_PARTS];
 };
 

@@ -119,7 +119,8 @@ static bool is_match(u32 value, void *arg)
 	const struct ksm_region *r;
 
 	if (value & INDEX_STORE_FLAG)
-		return store_hash(l->domain->store, value & ~INDEX_STORE_FLAG) == l->hash;
+		return store_hash(l->domain->store, value & ~INDEX_STORE_FLAG) ==
+		       store_hash_kept(l->hash);
 	r = gpn_region(l->domain->engine, value);
 	if (value == l->self || !vm_may_share(r->vm))
 		return false;

@@ -16,6 +16,12 @@
 #define BROKEN_MAX   6
 #define BROKEN_STALE 2
 #define HELD_LOOKS   32
+/* Quiet windows are left out for a thousand times what looking at all of them costs, so that it
+ * takes a thousandth of a core, whatever there is of them: for idle_interval, and where they are
+ * dear (large hosts, a mapping a page) for up to four times as long. Only once AWAKE_QUIET looks
+ * found nothing: a guest that only paused is soon busy again. */
+#define IDLE_SHARE  1000
+#define IDLE_LONGER 4
 
 u64 pace_first_interval(const struct pace_limits *l)
 {
@@ -42,15 +48,22 @@ bool pace_window_due(struct pace_window *w)
 	return false;
 }
 
-static u16 idle_passes(const struct pace_limits *l)
+static u64 idle_passes(const struct pace_limits *l)
 {
-	return (u16)MIN(l->idle_interval_us / MAX(l->interval_us, (u64)1), (u64)UINT16_MAX);
+	return l->idle_interval_us / MAX(l->interval_us, (u64)1);
+}
+
+/* Passes that keep quiet windows within their share of a core, if they all cost as much. */
+static u64 affordable_passes(const struct pace_limits *l, const struct pace_look *k)
+{
+	return k->cost_us * l->nr_windows * IDLE_SHARE / MAX(l->interval_us, (u64)1);
 }
 
 bool pace_window_looked(struct pace_window *w, const struct pace_limits *l,
 			const struct pace_look *k)
 {
 	bool awake = w->quiet >= AWAKE_QUIET && k->written * AWAKE_SHARE >= k->pages;
+	u64 passes;
 
 	w->looks++;
 	/* Broken pages are looked at twice at least before the window may be left alone. */
@@ -62,8 +75,11 @@ bool pace_window_looked(struct pace_window *w, const struct pace_limits *l,
 	}
 	w->hot = 0;
 	w->quiet = (u8)MIN(w->quiet + 1, 15);
+	passes = MIN((1u << w->quiet) / 2, idle_passes(l));
+	if (w->quiet >= AWAKE_QUIET)
+		passes = MAX(passes, MIN(affordable_passes(l, k), IDLE_LONGER * idle_passes(l)));
 	/* Under pressure all is looked at in every pass: what the host needs may be anywhere. */
-	w->skip = l->pressure ? 0 : MIN((u16)((1u << w->quiet) / 2), idle_passes(l));
+	w->skip = l->pressure ? 0 : (u16)MIN(passes, (u64)UINT16_MAX);
 	return false;
 }
 

@@ -17,6 +17,7 @@ struct pace_limits {
 	u64 interval_us;      /* between passes, when looking does not pay */
 	u64 idle_interval_us; /* between two looks at a window that nobody writes */
 	bool pressure;	      /* the host is short of memory: find what there is */
+	u32 nr_windows;	      /* of all VMs */
 };
 
 /* A new VM's first interval, and the shortest: pages that outlive it are mostly file content, and
@@ -49,6 +50,7 @@ struct pace_look {
 	u32 rewritten; /* of them, pages that were written before the last look, too */
 	u32 waiting;   /* pages that are still to be hashed */
 	bool broken;   /* broken pages that may merge again once they are known to be still */
+	u64 cost_us;   /* CPU time of the kernel's answers */
 };
 
 /* Shall this pass look at the window? Counts the passes that do not. */

@@ -118,6 +118,7 @@ static u32 run_scan(struct ksm_region *r, u32 page, u32 nr, struct scan_buffers 
 	j->target = NULL;
 	if (err < 0 || j->err < 0)
 		return 0;
+	r->vm->look.cost_us += j->cpu_us;
 	return (u32)((j->walk_end - j->start) >> PAGE_SHIFT);
 }
 

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -22,11 +23,13 @@
 /* How many bitmap words an allocation looks at for a gap before it takes fresh space at the end. */
 #define SEARCH_WORDS 1024
 
+/* Of the hash the high 48 bits: beside the 32 that the index compares, 16 more keep lookups of
+ * other content away. All bits would cost two more bytes a page. */
 struct page_meta {
-	u32 hash_high, hash_low;
+	u16 hash[3]; /* high to low */
 	struct small_counts counts;
 };
-_Static_assert(sizeof(struct page_meta) == 12, "what a store page costs (store.h)");
+_Static_assert(sizeof(struct page_meta) == 10, "what a store page costs (store.h)");
 
 struct store {
 	int fd, fd_ro;
@@ -203,7 +206,7 @@ static void set_counts(struct store *s, u32 spn, struct counts c)
 
 static bool has_hash(const struct store *s, u64 spn)
 {
-	return s->meta[spn].hash_high || s->meta[spn].hash_low;
+	return store_hash(s, (u32)spn) != 0;
 }
 
 /* Given up by its last reference, but still under a broken page. */
@@ -360,7 +363,7 @@ void store_flush(struct store *s)
 static void drop_content(struct store *s, u32 spn)
 {
 	s->pages--;
-	s->meta[spn].hash_high = s->meta[spn].hash_low = 0;
+	memset(s->meta[spn].hash, 0, sizeof(s->meta[spn].hash));
 	punch(s, spn);
 	if (counts_of(s, spn).covers == 0)
 		set_used(s, spn, false);
@@ -404,14 +407,16 @@ void store_set_hash(struct store *s, u32 spn, u64 hash)
 {
 	/* 0 says "no content"; the one content that hashes to 0 is then never found again, which
 	 * only loses a saving. */
-	hash = hash ? hash : 1;
-	s->meta[spn].hash_high = (u32)(hash >> 32);
-	s->meta[spn].hash_low = (u32)hash;
+	hash = store_hash_kept(hash) ? hash : 1u << 16;
+	for (u32 i = 0; i < ARRAY_SIZE(s->meta[spn].hash); i++)
+		s->meta[spn].hash[i] = (u16)(hash >> (48 - 16 * i));
 }
 
 u64 store_hash(const struct store *s, u32 spn)
 {
-	return (u64)s->meta[spn].hash_high << 32 | s->meta[spn].hash_low;
+	const u16 *h = s->meta[spn].hash;
+
+	return (u64)h[0] << 48 | (u64)h[1] << 32 | (u64)h[2] << 16;
 }
 
 bool store_has_content(const struct store *s, u32 spn)

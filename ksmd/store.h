@@ -15,7 +15,7 @@
  * own can change a published page (invariant 3). VMMs get a read-only descriptor; the file's mode
  * (0600) keeps them from reopening it.
  *
- * Cost: 12 bytes and a bit a store page, allocated as pages come into use.
+ * Cost: 10 bytes and a bit a store page, allocated as pages come into use.
  */
 #ifndef BALLAST_KSMD_STORE_H
 #define BALLAST_KSMD_STORE_H
@@ -52,7 +52,11 @@ int store_write(const struct store *s, u32 spn, const void *pages, u32 nr);
 int store_read(const struct store *s, u32 spn, void *pages, u32 nr);
 
 void store_set_hash(struct store *s, u32 spn, u64 hash);
-u64 store_hash(const struct store *s, u32 spn); /* 0: no content */
+u64 store_hash(const struct store *s, u32 spn); /* store_hash_kept() of it; 0: no content */
+static inline u64 store_hash_kept(u64 hash)
+{
+	return hash & ~(u64)UINT16_MAX;
+}
 bool store_has_content(const struct store *s, u32 spn);
 u64 store_max_pages(const struct store *s);
 u32 store_refs(const struct store *s, u32 spn);

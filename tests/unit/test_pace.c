@@ -80,6 +80,27 @@ Test(pace, quiet_windows_are_left_out_up_to_the_idle_interval)
 	cr_assert_eq(skipped(&w, &limits, (struct pace_look){ .pages = 4096, .written = 1 }), 0u);
 }
 
+Test(pace, dear_windows_are_left_out_for_longer)
+{
+	/* 10 windows of 2 ms: a look in 20 s is a thousandth of a core. */
+	const struct pace_limits l = { .interval_us = 1000000,
+				       .idle_interval_us = 60000000,
+				       .nr_windows = 10 };
+	const struct pace_look cheap = { .pages = 4096, .cost_us = 5 };
+	const struct pace_look dear = { .pages = 4096, .cost_us = 2000 };
+	const struct pace_look dearest = { .pages = 4096, .cost_us = 1000000 };
+	struct pace_window w = { 0 };
+
+	/* Not at once. */
+	for (u32 i = 0; i < 3; i++)
+		cr_assert_leq(skipped(&w, &l, dear), 4u);
+	cr_assert_eq(skipped(&w, &l, dear), 20u);
+	cr_assert_eq(skipped(&w, &l, dear), 20u);
+	/* What backing off gives is longer by now. */
+	cr_assert_eq(skipped(&w, &l, cheap), 32u);
+	cr_assert_eq(skipped(&w, &l, dearest), 240u);
+}
+
 Test(pace, a_window_with_work_is_not_left_out)
 {
 	const struct pace_look waiting = { .pages = 4096, .waiting = 3 };

@@ -37,7 +37,7 @@ static void fill(u32 spn, u8 byte)
 
 	memset(page, byte, sizeof(page));
 	cr_assert_eq(store_write(s, spn, page, 1), 0);
-	store_set_hash(s, spn, byte + 1000u);
+	store_set_hash(s, spn, (byte + 1000ull) << 16);
 }
 
 Test(store, last_reference_gives_the_memory_back)
@@ -115,7 +115,7 @@ Test(store, descriptor_for_vmms_is_read_only_and_the_file_cannot_shrink)
 
 static int count_page(struct store *st, u32 spn, void *arg)
 {
-	store_set_hash(st, spn, spn + 1000u);
+	store_set_hash(st, spn, (spn + 1000ull) << 16);
 	(*(u32 *)arg)++;
 	return 0;
 }
@@ -189,7 +189,7 @@ Test(store, counts_beyond_16_bits)
 		}
 	}
 	cr_assert_eq(store_total_refs(s), (u64)PAGES * MANY);
-	cr_assert_eq(store_hash(s, a + 1), 1001u);
+	cr_assert_eq(store_hash(s, a + 1), 1001ull << 16);
 	for (u32 n = MANY; n-- > 0;)
 		for (u32 i = 0; i < PAGES; i++)
 			cr_assert_eq(store_unref(s, a + i), n == 0, "page %u at %u", i, n);
@@ -246,4 +246,21 @@ Test(store, reuses_gaps_and_never_a_used_page)
 		end = MAX(end, at + nr / 2 + 1);
 	}
 	cr_assert_gt(reused, ROUNDS / 2);
+}
+
+/* What looks at all bits of a hash must not miss what is stored, and 0 is for "no content". */
+Test(store, hashes_are_kept_to_48_bits)
+{
+	u32 a = store_alloc(s, 3);
+
+	store_set_hash(s, a, 0x0123456789abcdef);
+	cr_assert_eq(store_hash(s, a), store_hash_kept(0x0123456789abcdef));
+	cr_assert_eq(store_hash(s, a), 0x0123456789ab0000u);
+	store_set_hash(s, a + 1, 0xffff);
+	cr_assert(store_has_content(s, a + 1));
+	cr_assert_neq(store_hash(s, a + 1), 0u);
+	cr_assert_eq(store_hash(s, a + 1) >> 32, 0u); /* the index's tag of 0xffff */
+	cr_assert(!store_has_content(s, a + 2));
+	for (u32 i = 0; i < 2; i++)
+		store_ref(s, a + i);
 }
