@@ -251,6 +251,8 @@ void match_pages(struct ksm_region *r, u32 page, u32 nr,
 void match_hash(struct ksm_region *r, u32 page, u32 nr,
 		void (*fn)(struct ksm_region *r, u32 page, u64 hash, bool zero, void *arg),
 		void *arg);
+/* Looks up what match_hash() of @r has just hashed, and has merged what was seen before. */
+void match_hashed(struct ksm_region *r);
 /* A page of other VMs, or a store page, whose content has that hash? INDEX_NONE: none. Candidates
  * in huge pages count only with @huge. */
 u32 match_find(struct ksm_region *r, u32 page, u64 hash, bool huge);

@@ -202,15 +202,22 @@ void huge_survey(struct ksm_region *r, u32 page, u32 nr)
 {
 	for (u32 c = chunk_of(r, page); r->nr_kept && c <= chunk_of(r, page + nr - 1); c++) {
 		struct huge_chunk *h = &r->chunks[c];
+		bool surveyed = false;
 
 		if (h->state != HUGE_KEPT || chunk_first(r, c) < page)
 			continue;
-		if (h->skip)
+		if (h->skip) {
 			h->skip--;
-		else
+		} else {
 			survey(r, c);
-		if (h->state == HUGE_KEPT && worth_splitting(r, h->saving))
-			split(r, c);
+			surveyed = true;
+		}
+		if (h->state != HUGE_KEPT || !worth_splitting(r, h->saving))
+			continue;
+		split(r, c);
+		/* What the survey has just hashed need not be hashed again. */
+		if (surveyed)
+			match_hashed(r);
 	}
 }
 

@@ -16,6 +16,7 @@
 struct match_buffers {
 	struct hash_job *jobs[WINDOW_PAGES / HASH_JOB_PAGES];
 	struct match matches[WINDOW_PAGES];
+	u32 nr_hashed; /* jobs that match_hash() did last */
 };
 
 struct match_buffers *match_buffers_new(void)
@@ -95,7 +96,7 @@ void match_hash(struct ksm_region *r, u32 page, u32 nr,
 	for (u32 p = page; p < page + nr; p++)
 		if (!add_page(r, p, b, &nr_jobs))
 			break;
-	nr_jobs = run_jobs(r->vm, b, nr_jobs);
+	nr_jobs = b->nr_hashed = run_jobs(r->vm, b, nr_jobs);
 	for (u32 k = 0; k < nr_jobs; k++)
 		for (u32 i = 0; i < b->jobs[k]->nr; i++)
 			if (b->jobs[k]->ok[i])
@@ -236,18 +237,35 @@ static u32 match_jobs(struct ksm_region *r, struct match_buffers *b, u32 nr_jobs
 	return nr;
 }
 
+static void match_and_merge(struct ksm_region *r, struct match_buffers *b, u32 nr_jobs,
+			    bool *ret_news)
+{
+	u32 nr_matches = match_jobs(r, b, nr_jobs, ret_news);
+
+	r->vm->pass.found += nr_matches;
+	merge_matches(r->vm, b->matches, nr_matches);
+}
+
 void match_pages(struct ksm_region *r, u32 page, u32 nr,
 		 bool (*wants)(const struct ksm_region *r, u32 page, void *arg), void *arg,
 		 bool *ret_news)
 {
 	struct match_buffers *b = r->vm->engine->match;
-	u32 nr_jobs = 0, nr_matches;
+	u32 nr_jobs = 0;
 
 	for (u32 p = page; p < page + nr; p++)
 		if (wants(r, p, arg) && !add_page(r, p, b, &nr_jobs))
 			break;
 	nr_jobs = run_jobs(r->vm, b, nr_jobs);
-	nr_matches = match_jobs(r, b, nr_jobs, ret_news);
-	r->vm->pass.found += nr_matches;
-	merge_matches(r->vm, b->matches, nr_matches);
+	match_and_merge(r, b, nr_jobs, ret_news);
+}
+
+void match_hashed(struct ksm_region *r)
+{
+	struct match_buffers *b = r->vm->engine->match;
+	u32 nr_jobs = b->nr_hashed;
+	bool news;
+
+	b->nr_hashed = 0;
+	match_and_merge(r, b, nr_jobs, &news);
 }
