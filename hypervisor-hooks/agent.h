@@ -2,7 +2,8 @@
 /*
  * Inside of the agent. How the files divide it:
  *
- *   agent.c    life, regions, discards: what the VMM calls
+ *   agent.c    life: what the VMM calls first and last
+ *   region.c   regions, discards, replaced mappings
  *   link.c     the thread "ballast-agent": connection, requests, answers
  *   merge.c    move, verify, map: what replaces a guest page
  *   adopt.c    which parts of a region are registered how
@@ -192,9 +193,13 @@ static inline void lock_step(struct bh_agent *a)
 }
 
 /* agent.c */
-struct bh_region *region_find(struct bh_agent *a, u64 hva, u64 bytes);
 void agent_log(struct bh_agent *a, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 u64 agent_cpu_us(struct bh_agent *a);
+void agent_kick(struct bh_agent *a); /* the link thread has something new to do */
+
+/* region.c */
+struct bh_region *region_find(struct bh_agent *a, u64 hva, u64 bytes);
+void region_free(struct bh_region *r); /* NULL is fine */
 
 /* adopt.c: all with @lock held; @page and @nr in pages of the region */
 int region_track(struct bh_agent *a, struct bh_region *r);
