@@ -156,6 +156,7 @@ int bh_new(const struct bh_config *cfg, struct bh_agent **ret)
 	a->cfg = *cfg;
 	a->uffd = a->uffd_sync = a->wake_fd = a->sock = a->store_fd = a->mounts_fd = -1;
 	pthread_mutex_init(&a->lock, NULL);
+	pthread_mutex_init(&a->reads.lock, NULL);
 	copy_string(a->socket_path, sizeof(a->socket_path),
 		    path && *path ? path : BH_DEFAULT_SOCKET);
 	copy_string(a->uuid, sizeof(a->uuid), cfg->uuid);
@@ -226,11 +227,12 @@ void bh_free(struct bh_agent *a)
 	if (a->staging)
 		syscall(SYS_munmap, a->staging, BH_STEP_PAGES * PAGE_BYTES);
 	for (u32 i = 0; i < a->nr_regions; i++)
-		region_free(a->regions[i]);
+		bh_region_free(a->regions[i]);
 	free(a->reference);
 	free(a->rx);
 	free(a->tx);
 	pthread_mutex_destroy(&a->lock);
+	pthread_mutex_destroy(&a->reads.lock);
 	free(a);
 }
 
@@ -249,6 +251,8 @@ u64 agent_cpu_us(struct bh_agent *a)
 void bh_stats(struct bh_agent *a, struct bh_stats *ret)
 {
 	*ret = (struct bh_stats){
+		.disk_reads_noted = a->reads.noted,
+		.disk_reads_dropped = a->reads.dropped,
 		.merged_pages = a->merged_pages,
 		.zeroed_pages = a->zeroed_pages,
 		.unmerged_pages = a->unmerged_pages,
@@ -260,4 +264,8 @@ void bh_stats(struct bh_agent *a, struct bh_stats *ret)
 		.cpu_us = agent_cpu_us(a),
 		.connected = a->connected,
 	};
+	for (u32 i = 0; i < BH_LATENCY_BUCKETS; i++) {
+		ret->wait_latency[i] = a->wait_latency[i];
+		ret->fill_latency[i] = a->fill_latency[i];
+	}
 }

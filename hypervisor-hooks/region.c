@@ -11,11 +11,12 @@
 #include "common/procfs.h"
 #include "hypervisor-hooks/agent.h"
 
-void region_free(struct bh_region *r)
+void bh_region_free(struct bh_region *r)
 {
 	if (!r)
 		return;
 	free(r->mapped);
+	free(r->pins);
 	free(r->foreign);
 	free(r->chunk_state);
 	free(r->chunk_faults);
@@ -69,7 +70,8 @@ static bool overlaps_region(const struct bh_agent *a, u64 hva, u64 bytes)
 	return false;
 }
 
-static struct bh_region *region_new(u64 hva, u64 bytes, u64 gpa, const char *name)
+static struct bh_region *region_new(const struct bh_agent *a, u64 hva, u64 bytes, u64 gpa,
+				    const char *name)
 {
 	struct bh_region *r = calloc(1, sizeof(*r));
 	u64 chunks = DIV_ROUND_UP(bytes, CHUNK_BYTES);
@@ -84,9 +86,13 @@ static struct bh_region *region_new(u64 hva, u64 bytes, u64 gpa, const char *nam
 	r->foreign = calloc(DIV_ROUND_UP(bytes >> PAGE_SHIFT, 64), sizeof(u64));
 	r->chunk_state = calloc(chunks, 1);
 	r->chunk_faults = calloc(chunks, 1);
-	if (r->mapped && r->foreign && r->chunk_state && r->chunk_faults)
+	/* Large and untouched: it costs memory only where something is pinned. */
+	if (a->cfg.pins_exactly)
+		r->pins = calloc(bytes >> PAGE_SHIFT, sizeof(r->pins[0]));
+	if (r->mapped && r->foreign && r->chunk_state && r->chunk_faults &&
+	    (r->pins || !a->cfg.pins_exactly))
 		return r;
-	region_free(r);
+	bh_region_free(r);
 	return NULL;
 }
 
@@ -101,7 +107,7 @@ int bh_region_add(struct bh_agent *a, void *at, size_t bytes, uint64_t gpa, cons
 	err = check_memory(hva, bytes);
 	if (err < 0)
 		return err;
-	r = region_new(hva, bytes, gpa, name);
+	r = region_new(a, hva, bytes, gpa, name);
 	if (!r)
 		return -ENOMEM;
 	lock_urgent(a);
@@ -115,7 +121,7 @@ int bh_region_add(struct bh_agent *a, void *at, size_t bytes, uint64_t gpa, cons
 		a->regions[a->nr_regions++] = r;
 	pthread_mutex_unlock(&a->lock);
 	if (err < 0) {
-		region_free(r);
+		bh_region_free(r);
 		return err;
 	}
 	agent_kick(a);
@@ -152,7 +158,7 @@ int bh_region_del(struct bh_agent *a, void *at, size_t bytes)
 	}
 	pthread_mutex_unlock(&a->lock);
 	for (u32 i = 0; i < nr; i++)
-		region_free(gone[i]);
+		bh_region_free(gone[i]);
 	if (nr)
 		agent_kick(a);
 	return nr ? 0 : -ENOENT;
@@ -253,9 +259,7 @@ int bh_discard(struct bh_agent *a, void *from, size_t bytes, int advice)
 	return err;
 }
 
-/* Calls @fn for each part of the range that lies in a region. */
-static bool for_each_part(struct bh_agent *a, void *from, size_t bytes,
-			  void (*fn)(struct bh_agent *a, struct bh_region *r, u64 page, u64 nr))
+bool region_for_each_part(struct bh_agent *a, const void *from, size_t bytes, region_part_fn fn)
 {
 	u64 hva = ROUND_DOWN((u64)(uintptr_t)from, PAGE_BYTES);
 	u64 end = ROUND_UP((u64)(uintptr_t)from + bytes, PAGE_BYTES), part_end;
@@ -288,12 +292,12 @@ static void tell_replaced(struct bh_agent *a, struct bh_region *r, u64 page, u64
 void bh_replace_begin(struct bh_agent *a, void *hva, size_t bytes)
 {
 	/* No page may be moved out of a mapping that is not registered (invariant 1). */
-	for_each_part(a, hva, bytes, mark_foreign);
+	region_for_each_part(a, hva, bytes, mark_foreign);
 }
 
 void bh_replace_end(struct bh_agent *a, void *hva, size_t bytes)
 {
-	if (for_each_part(a, hva, bytes, tell_replaced))
+	if (region_for_each_part(a, hva, bytes, tell_replaced))
 		agent_kick(a);
 }
 
@@ -323,4 +327,86 @@ void bh_region_advise(struct bh_agent *a, void *at, size_t bytes, int advice)
 		}
 	}
 	pthread_mutex_unlock(&a->lock);
+}
+
+/* Marks what bh_invalidate() is about, so that no step touches it meanwhile. -EBUSY: it is under
+ * DMA. */
+static int invalidate_begin(struct bh_agent *a, u64 hva, u64 bytes, struct wire_range *ret, u32 *nr)
+{
+	int err = 0;
+
+	*nr = 0;
+	lock_urgent(a);
+	for (u32 i = 0; i < a->nr_regions && err == 0; i++) {
+		const struct bh_region *r = a->regions[i];
+
+		if (hva >= r->hva + r->bytes || r->hva >= hva + bytes)
+			continue;
+		for (u64 p = 0; r->pins && p < r->bytes >> PAGE_SHIFT && err == 0; p++)
+			err = r->pins[p] ? -EBUSY : 0;
+		ret[(*nr)++] = (struct wire_range){ r->hva, r->bytes };
+	}
+	for (u32 i = 0; i < *nr && err == 0; i++) {
+		struct bh_region *r = region_find(a, ret[i].hva, ret[i].bytes);
+
+		page_set_foreign(r, 0, r->bytes >> PAGE_SHIFT);
+	}
+	pthread_mutex_unlock(&a->lock);
+	return *nr ? err : -ENOENT;
+}
+
+/* The same region once more, as if it had just been handed over. */
+static int region_renew(struct bh_agent *a, const struct wire_range *range)
+{
+	struct bh_region *old, *r = region_new(a, range->hva, range->bytes, 0, NULL);
+	int err = r ? check_memory(range->hva, range->bytes) : -ENOMEM;
+
+	lock_urgent(a);
+	old = region_find(a, range->hva, range->bytes);
+	if (!old || old->bytes != range->bytes) {
+		/* bh_region_del() came first. */
+		old = NULL;
+		err = -ENOENT;
+	}
+	for (u32 i = 0; old && i < a->nr_regions; i++) {
+		if (a->regions[i] == old) {
+			forget_region(a, i);
+			break;
+		}
+	}
+	if (err == 0) {
+		r->gpa = old->gpa;
+		memcpy(r->name, old->name, sizeof(r->name));
+		r->dont_fork = old->dont_fork;
+		r->dont_dump = old->dont_dump;
+		r->huge = old->huge;
+		err = region_track(a, r);
+	}
+	/* There is room: its predecessor went. */
+	if (err == 0)
+		a->regions[a->nr_regions++] = r;
+	pthread_mutex_unlock(&a->lock);
+	bh_region_free(old);
+	if (err < 0)
+		bh_region_free(r);
+	return err;
+}
+
+int bh_invalidate(struct bh_agent *a, void *at, size_t bytes)
+{
+	struct wire_range ranges[WIRE_REGIONS_MAX];
+	int err, first_err;
+	u32 nr;
+
+	if (a->dead)
+		return -ENOENT;
+	first_err = invalidate_begin(a, (u64)(uintptr_t)at, bytes, ranges, &nr);
+	if (first_err < 0)
+		return first_err;
+	for (u32 i = 0; i < nr; i++) {
+		err = region_renew(a, &ranges[i]);
+		first_err = first_err ? first_err : err;
+	}
+	agent_kick(a);
+	return first_err;
 }
