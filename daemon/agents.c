@@ -219,6 +219,16 @@ static int on_discard(struct vm *vm)
 	return r;
 }
 
+static int on_disk_read(struct vm *vm)
+{
+	int r = 0;
+
+	for (u32 i = 0; r == 0 && i < wire_count(&rx); i++)
+		r = engine_disk_read(vm->ksm, rx.reads[i].hva, rx.reads[i].nr_pages,
+				     rx.reads[i].disk, rx.reads[i].sector);
+	return r;
+}
+
 static int on_region_add(struct vm *vm)
 {
 	int r = engine_region_add(vm->ksm, rx.region.hva, rx.region.bytes);
@@ -254,6 +264,8 @@ static int handle(struct agent *a)
 		return on_discard(vm);
 	case WIRE_DONE:
 		return on_done(vm);
+	case WIRE_DISK_READ:
+		return on_disk_read(vm);
 	default:
 		return -EPROTO;
 	}

@@ -35,7 +35,9 @@ static const struct payload_rule {
 
 static u16 layout_version(u32 type)
 {
-	return (u16)(rules[type].version ? rules[type].version : WIRE_VERSION_LOWEST);
+	u32 since = type < WIRE_TYPE_END ? rules[type].version : 0;
+
+	return (u16)MAX(since, WIRE_VERSION_LOWEST);
 }
 
 void wire_init(struct wire_message *m, enum wire_type type, u32 seq, size_t payload)
