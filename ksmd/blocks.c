@@ -73,12 +73,13 @@ static u32 tag_of(const u64 disk[2], u64 sector)
 		     32);
 }
 
-static struct set *set_of(const struct blocks *b, u32 tag)
+/* The two sets that an entry may be in; odd, so that the second is another for nearly all. */
+static struct set *set_of(const struct blocks *b, u32 tag, u32 which)
 {
-	return &b->sets[tag >> (32 - b->bits)];
+	return &b->sets[(which ? tag * 2654435761u : tag) >> (32 - b->bits)];
 }
 
-static struct entry *find(struct set *s, u32 tag)
+static struct entry *find_in(struct set *s, u32 tag)
 {
 	for (u32 i = 0; i < WAYS; i++)
 		if (s->way[i].page && s->way[i].tag == tag)
@@ -86,15 +87,33 @@ static struct entry *find(struct set *s, u32 tag)
 	return NULL;
 }
 
-static struct entry *place(struct blocks *b, struct set *s)
+static struct entry *find(const struct blocks *b, u32 tag)
 {
-	for (u32 i = 0; i < WAYS; i++) {
-		if (!s->way[i].page) {
-			b->nr++;
-			return &s->way[i];
-		}
-	}
-	return &s->way[b->victim++ % WAYS];
+	struct entry *e = find_in(set_of(b, tag, 0), tag);
+
+	return e ? e : find_in(set_of(b, tag, 1), tag);
+}
+
+/* Entries of a set are its first ones: none is ever taken out. */
+static u32 fill(const struct set *s)
+{
+	u32 n = 0;
+
+	while (n < WAYS && s->way[n].page)
+		n++;
+	return n;
+}
+
+static struct entry *place(struct blocks *b, u32 tag)
+{
+	struct set *s = set_of(b, tag, 0), *t = set_of(b, tag, 1);
+
+	if (fill(t) < fill(s))
+		s = t;
+	if (fill(s) == WAYS)
+		return &s->way[b->victim++ % WAYS];
+	b->nr++;
+	return &s->way[fill(s)];
 }
 
 /* Without memory for it the table stays as large as it is. */
@@ -108,25 +127,24 @@ static void grow(struct blocks *b)
 	b->sets = grown;
 	b->bits++;
 	b->nr = 0;
-	/* A set's entries go to two sets: there is room. */
 	for (u32 i = 0; i < nr_old; i++)
 		for (u32 k = 0; k < WAYS; k++)
 			if (old[i].way[k].page)
-				*place(b, set_of(b, old[i].way[k].tag)) = old[i].way[k];
+				*place(b, old[i].way[k].tag) = old[i].way[k];
 	free(old);
 }
 
 u32 blocks_note(struct blocks *b, const u64 disk[2], u64 sector, u32 gpn)
 {
 	u32 tag = tag_of(disk, sector), before = BLOCK_NONE;
-	struct entry *e = find(set_of(b, tag), tag);
+	struct entry *e = find(b, tag);
 
 	if (e) {
 		before = e->page - 1;
 	} else {
-		if (b->bits < SETS_BITS_MAX && b->nr >= ((u32)WAYS << b->bits) / 8 * 5)
+		if (b->bits < SETS_BITS_MAX && b->nr >= ((u32)WAYS << b->bits) / 4 * 3)
 			grow(b);
-		e = place(b, set_of(b, tag));
+		e = place(b, tag);
 	}
 	*e = (struct entry){ .tag = tag, .page = gpn + 1 };
 	return before;

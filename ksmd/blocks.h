@@ -6,10 +6,11 @@
  *
  * Hints only: an entry can be old, another's, or a lie. It costs a page hash then, nothing else.
  *
- * A cache of sets: 8 entries of 8 bytes, a cache line, chosen by the hash of (disk, sector). In a
- * full set a new entry takes an old one's place. The table doubles when five eighths are in use,
- * up to 2^20 entries: 4 GiB of images, 8 MiB of memory (13 to 26 bytes a block below). The hash is
- * cut to 32 bits, so that of 4096 lookups in a full table one finds somebody else's page.
+ * A cache of sets of 8 entries of 8 bytes, a cache line each. The hash of (disk, sector) names two
+ * sets, and an entry goes to the one that has fewer; when both are full it takes an old one's
+ * place. The table doubles when three quarters are in use, up to 2^20 entries: 4 GiB of images, 8
+ * MiB of memory (11 to 21 bytes a block below). The hash is cut to 32 bits, so that of 4096 lookups
+ * in a full table one finds somebody else's page.
  *
  * Not thread-safe.
  */

@@ -18,7 +18,7 @@
  *
  * Metadata: 5 bytes a guest page (link, state), 9.4 to 10 bytes for each page in the index, 12
  * bytes a store page (`make bench-index`), 8 bytes for 2 MiB (huge.c) and 10 for a window (pace.h);
- * where VMMs tell of disk reads 13 to 26 bytes a block, 8 MiB a domain at most (blocks.h).
+ * where VMMs tell of disk reads 11 to 21 bytes a block, 8 MiB a domain at most (blocks.h).
  */
 #ifndef BALLAST_KSMD_CORE_H
 #define BALLAST_KSMD_CORE_H

@@ -9,8 +9,10 @@
  *   tool_protocol done                wrong answers to a real MERGE request
  *   tool_protocol regions             overlapping, enormous and numberless regions
  *   tool_protocol claim GIB COUNT     regions of GIB of address space that is not mapped; stays
- * until SIGTERM tool_protocol discard GIB         whole-region DISCARDs, as many as fit in a
- * message, 16 messages tool_protocol random COUNT SEED   random and half-random packets
+ *                                     until SIGTERM
+ *   tool_protocol discard GIB         whole-region DISCARDs, as many as fit in a message, 16
+ * messages tool_protocol reads COUNT         as many DISK_READs of as many pages as there can be
+ *   tool_protocol random COUNT SEED   random and half-random packets
  *   tool_protocol crowd COUNT SECONDS holds COUNT connections and says nothing on them
  *
  * Prints "bad CASE: ..." for each answer that is not the right one, and ends with "CASES n CLOSED c
@@ -210,6 +212,11 @@ static void make(struct wire_message *m, u32 type)
 		m->segments[0] = m->segments[1] =
 			(struct wire_segment){ .hva = hva, .nr_pages = 1 };
 		return;
+	case WIRE_DISK_READ:
+		wire_init(m, type, 0, 2 * sizeof(m->reads[0]));
+		m->reads[0] = m->reads[1] =
+			(struct wire_read){ .hva = hva, .sector = 8, .nr_pages = 1 };
+		return;
 	default:
 		make_ranges(m, type, hva, PAGE_BYTES, 2);
 	}
@@ -276,6 +283,8 @@ static u64 *first_hva(struct wire_message *m)
 	case WIRE_UNMERGE:
 	case WIRE_DISCARD:
 		return &m->ranges[0].hva;
+	case WIRE_DISK_READ:
+		return &m->reads[0].hva;
 	default:
 		return NULL;
 	}
@@ -528,10 +537,66 @@ static void out_of_place(void)
 		{ NEW, WIRE_REFUSE },	  { READY, WIRE_HELLO },    { READY, WIRE_DONE },
 		{ READY, WIRE_MERGE },	  { READY, WIRE_UNMERGE },  { READY, WIRE_REFUSE },
 		{ REGION, WIRE_HELLO },	  { REGION, WIRE_DONE },    { REGION, WIRE_MERGE },
-		{ REGION, WIRE_UNMERGE },
+		{ REGION, WIRE_UNMERGE }, { NEW, WIRE_DISK_READ },
 	};
 	for (u32 i = 0; i < ARRAY_SIZE(list); i++)
 		one_out_of_place(list[i].state, list[i].type);
+}
+
+/* Agents of version 1 are served, and have no messages of version 2. */
+static void versions(void)
+{
+	int sock;
+
+	for (u16 v = WIRE_VERSION_LOWEST; v <= WIRE_VERSION; v++) {
+		sock = dial();
+		make_hello(&packet.m);
+		packet.m.h.version = packet.m.hello.version_highest = v;
+		send_message(sock, &packet.m);
+		verdict("HELLO of an older version",
+			next_message(sock, ANSWER_MS) == WIRE_WELCOME && answer.m.h.version == 1 &&
+				answer.m.welcome.version == v,
+			"no WELCOME of that version");
+		make(&packet.m, WIRE_REGION_ADD);
+		send_message(sock, &packet.m);
+		make(&packet.m, WIRE_DISK_READ);
+		send_message(sock, &packet.m);
+		if (v < 2) {
+			expect_closed("DISK_READ in version 1", sock);
+		} else {
+			expect_open("DISK_READ in version 2", sock);
+			close(sock);
+		}
+	}
+}
+
+static void disk_reads(void)
+{
+	static const struct {
+		s64 from;
+		u32 nr_pages;
+	} list[] = {
+		{ -(s64)PAGE_BYTES, 1 },       /* before */
+		{ RAM_BYTES, 1 },	       /* behind */
+		{ -(s64)PAGE_BYTES, 2 },       /* over the begin */
+		{ RAM_BYTES - PAGE_BYTES, 2 }, /* over the end */
+		{ 0, WIRE_READ_PAGES_MAX },    /* far over the end */
+		{ 0, RAM_BYTES / PAGE_BYTES }, /* all of it, of blocks that were told before */
+	};
+	int sock = dial_to(REGION);
+
+	for (u32 n = 0; n < 3; n++) {
+		for (u32 i = 0; i < ARRAY_SIZE(list); i++) {
+			make(&packet.m, WIRE_DISK_READ);
+			packet.m.h.bytes -= sizeof(packet.m.reads[0]);
+			packet.m.reads[0].hva = (u64)(uintptr_t)ram + list[i].from;
+			packet.m.reads[0].nr_pages = list[i].nr_pages;
+			packet.m.reads[0].sector = n;
+			send_message(sock, &packet.m);
+		}
+	}
+	expect_open("DISK_READ of any memory", sock);
+	close(sock);
 }
 
 /* Each costs a connection and a line of the log that names the reason, not a breach of the
@@ -555,6 +620,8 @@ static void refused(void)
 	verdict("HELLO of 64 KiB pages", next_message(sock, ANSWER_MS) == WIRE_REFUSE, "no REFUSE");
 	verdict("HELLO of 64 KiB pages", is_closed(sock, ANSWER_MS), "not closed");
 	close(sock);
+
+	versions();
 
 	/* A second connection of one process. */
 	sock = dial_to(READY);
@@ -655,6 +722,7 @@ static void run_states(void)
 				one_bent(s, t, &bends[b]);
 	out_of_place();
 	discards();
+	disk_reads();
 	refused();
 }
 
@@ -928,6 +996,35 @@ static void run_discard(u64 gib)
 	close(sock);
 }
 
+/* Of memory that is registered, in blocks that are new each time, then again: ever more to remember
+ * and ever more to look at. */
+static void run_reads(u32 count)
+{
+	u64 bytes = (u64)WIRE_READ_PAGES_MAX << PAGE_SHIFT;
+	void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+			MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	int sock = dial_to(READY);
+
+	if (at == MAP_FAILED) {
+		verdict("memory", false, strerror(errno));
+		return;
+	}
+	make_region(&packet.m, (u64)(uintptr_t)at, bytes);
+	send_message(sock, &packet.m);
+	make(&packet.m, WIRE_DISK_READ);
+	packet.m.h.bytes -= sizeof(packet.m.reads[0]);
+	packet.m.reads[0].hva = (u64)(uintptr_t)at;
+	packet.m.reads[0].nr_pages = WIRE_READ_PAGES_MAX;
+	for (u32 i = 0; i < count && !stop_signal; i++) {
+		packet.m.reads[0].sector = (u64)(i % (count / 2 + 1)) << 32;
+		if (wire_send(sock, &packet.m, -1, ANSWER_MS) == 0)
+			nr_cases++;
+	}
+	verdict("DISK_READs are taken", nr_cases == count, "the daemon does not read them");
+	expect_open("DISK_READs without an end", sock);
+	close(sock);
+}
+
 /* --- random ------------------------------------------------------------------------------------
  */
 
@@ -1056,6 +1153,8 @@ int main(int argc, char **argv)
 		run_regions();
 	else if (strcmp(what, "claim") == 0)
 		run_claim(a, b);
+	else if (strcmp(what, "reads") == 0)
+		run_reads((u32)a);
 	else if (strcmp(what, "discard") == 0)
 		run_discard(a);
 	else if (strcmp(what, "random") == 0)
