@@ -610,6 +610,8 @@ static void end_pass(struct ksm_vm *vm, u64 now)
 /* When there is something to do for the VM; at @now or before: now. */
 static u64 vm_due(struct ksm_vm *vm, u64 now)
 {
+	u64 due;
+
 	if (vm->dying)
 		return now;
 	/* A hung reader holds the target until it is back. */
@@ -625,9 +627,10 @@ static u64 vm_due(struct ksm_vm *vm, u64 now)
 	/* Let the agent catch up before finding it more to do. */
 	if (vm->queue_nr > ENGINE_RUNS_MAX)
 		return now + 10000;
-	if (vm->in_pass || vm->line_nr)
+	if (vm->in_pass)
 		return now;
-	return vm->nr_regions ? vm->pass_due_us : UINT64_MAX;
+	due = vm->nr_regions ? vm->pass_due_us : UINT64_MAX;
+	return vm->line_nr ? MIN(due, MAX(now, vm->slow_until_us)) : due;
 }
 
 /* One step for one VM that is due. */
@@ -636,7 +639,7 @@ static void vm_step(struct ksm_vm *vm, u64 now)
 	ops_pump(vm);
 	if (vm->queue_nr > ENGINE_RUNS_MAX)
 		return;
-	if (vm->line_nr) {
+	if (vm->line_nr && now >= vm->slow_until_us) {
 		readshare_step(vm);
 		ops_pump(vm);
 		return;

@@ -198,7 +198,7 @@ void readshare_step(struct ksm_vm *vm)
 	struct wanted w;
 	bool news;
 
-	if (!e->cfg.enabled || !vm_may_share(vm) || started < vm->slow_until_us) {
+	if (!e->cfg.enabled || !vm_may_share(vm)) {
 		vm->line_nr = 0;
 		return;
 	}
