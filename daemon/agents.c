@@ -229,6 +229,12 @@ static int on_disk_read(struct vm *vm)
 	return r;
 }
 
+/* Takes over @file. */
+static int on_image(struct vm *vm, int file)
+{
+	return engine_image(vm->ksm, file, rx.image.hva, rx.image.bytes, rx.image.offset);
+}
+
 static int on_region_add(struct vm *vm)
 {
 	int r = engine_region_add(vm->ksm, rx.region.hva, rx.region.bytes);
@@ -246,9 +252,11 @@ static int on_region_add(struct vm *vm)
 	return r == -EPROTO ? r : 0;
 }
 
-static int handle(struct agent *a)
+/* Takes over *passed_fd where it is of use; leaves -1 then. */
+static int handle(struct agent *a, int *passed_fd)
 {
 	struct vm *vm = a->vm;
+	int fd = *passed_fd;
 
 	if (rx.h.type == WIRE_HELLO)
 		return on_hello(a);
@@ -266,6 +274,9 @@ static int handle(struct agent *a)
 		return on_done(vm);
 	case WIRE_DISK_READ:
 		return on_disk_read(vm);
+	case WIRE_IMAGE:
+		*passed_fd = -1;
+		return on_image(vm, fd);
 	default:
 		return -EPROTO;
 	}
@@ -301,13 +312,14 @@ static int on_message(sd_event_source *s, int fd, uint32_t revents, void *arg)
 		r = wire_recv(fd, &rx, &passed_fd, &why);
 		if (r == 0)
 			why = "message out of place";
-		if (r == 0 && passed_fd >= 0) {
-			close(passed_fd); /* only a daemon sends descriptors */
-			why = "a descriptor from an agent";
+		if (r == 0)
+			r = handle(a, &passed_fd);
+		else
+			passed_fd = -1;
+		if (passed_fd >= 0) {
+			close(passed_fd);
 			r = -EPROTO;
 		}
-		if (r == 0)
-			r = handle(a);
 	}
 	who = a->vm ? a->vm->name : "not introduced";
 	if (r < 0 && r != -EAGAIN) {
@@ -479,13 +491,13 @@ void agents_stop(struct core *c)
 _Static_assert(ENGINE_RUNS_MAX <= WIRE_RUNS_MAX && ENGINE_PAGES_MAX <= WIRE_PAGES_MAX,
 	       "a request fits in a message");
 
-static int send_merge(void *conn, u32 seq, const struct ksm_run *runs, u32 nr)
+static int send_runs(void *conn, enum wire_type type, u32 seq, const struct ksm_run *runs, u32 nr)
 {
 	struct vm *vm = conn;
 
 	vm->asked_us = now_us();
 	vm->asked_pages = 0;
-	wire_init(&tx, WIRE_MERGE, seq, nr * sizeof(tx.runs[0]));
+	wire_init(&tx, type, seq, nr * sizeof(tx.runs[0]));
 	for (u32 i = 0; i < nr; i++) {
 		vm->asked_pages += runs[i].nr_pages;
 		tx.runs[i] = (struct wire_run){
@@ -495,6 +507,30 @@ static int send_merge(void *conn, u32 seq, const struct ksm_run *runs, u32 nr)
 			.kind = runs[i].zero ? WIRE_RUN_ZERO : WIRE_RUN_STORE,
 		};
 	}
+	return wire_send(vm->agent->fd, &tx, -1, 0);
+}
+
+static int send_map_image(void *conn, u32 seq, const struct ksm_run *runs, u32 nr)
+{
+	return send_runs(conn, WIRE_IMAGE_RUNS, seq, runs, nr);
+}
+
+static int send_merge(void *conn, u32 seq, const struct ksm_run *runs, u32 nr)
+{
+	return send_runs(conn, WIRE_MERGE, seq, runs, nr);
+}
+
+static int send_image_end(void *conn, int status, u64 nr_pages)
+{
+	struct vm *vm = conn;
+
+	if (status < 0)
+		log_info_limited("VM %s: memory from an image: %s", vm->name, strerror(-status));
+	else
+		log_info_limited("VM %s: %llu MiB of memory from an image", vm->name,
+				 (unsigned long long)(nr_pages << PAGE_SHIFT >> 20));
+	wire_init(&tx, WIRE_IMAGE_END, 0, sizeof(tx.image_end));
+	tx.image_end = (struct wire_image_end){ .status = status, .nr_pages = nr_pages };
 	return wire_send(vm->agent->fd, &tx, -1, 0);
 }
 
@@ -528,6 +564,8 @@ static void note_blocked(void *conn, bool blocked)
 
 const struct engine_ops agent_engine_ops = {
 	.merge = send_merge,
+	.map_image = send_map_image,
+	.image_end = send_image_end,
 	.unmerge = send_unmerge,
 	.blocked = note_blocked,
 };

@@ -145,6 +145,7 @@ int bh_new(const struct bh_config *cfg, struct bh_agent **ret)
 {
 	const char *path = cfg->socket_path ? cfg->socket_path : getenv("BALLAST_AGENT_SOCKET");
 	static pthread_once_t once = PTHREAD_ONCE_INIT;
+	pthread_condattr_t attr;
 	struct bh_agent *a;
 	int r;
 
@@ -157,6 +158,10 @@ int bh_new(const struct bh_config *cfg, struct bh_agent **ret)
 	a->uffd = a->uffd_sync = a->wake_fd = a->sock = a->store_fd = a->mounts_fd = -1;
 	pthread_mutex_init(&a->lock, NULL);
 	pthread_mutex_init(&a->reads.lock, NULL);
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(&a->image.over, &attr);
+	pthread_condattr_destroy(&attr);
 	copy_string(a->socket_path, sizeof(a->socket_path),
 		    path && *path ? path : BH_DEFAULT_SOCKET);
 	copy_string(a->uuid, sizeof(a->uuid), cfg->uuid);
@@ -231,6 +236,7 @@ void bh_free(struct bh_agent *a)
 	free(a->reference);
 	free(a->rx);
 	free(a->tx);
+	pthread_cond_destroy(&a->image.over);
 	pthread_mutex_destroy(&a->lock);
 	pthread_mutex_destroy(&a->reads.lock);
 	free(a);
@@ -253,6 +259,7 @@ void bh_stats(struct bh_agent *a, struct bh_stats *ret)
 	*ret = (struct bh_stats){
 		.disk_reads_noted = a->reads.noted,
 		.disk_reads_dropped = a->reads.dropped,
+		.image_pages = a->image_pages,
 		.merged_pages = a->merged_pages,
 		.zeroed_pages = a->zeroed_pages,
 		.unmerged_pages = a->unmerged_pages,

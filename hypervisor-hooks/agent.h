@@ -10,6 +10,7 @@
  *   fault.c    the thread "ballast-fault": first touches of adopted memory
  *   pins.c     pages under DMA, where the VMM says which
  *   dma.c      may a device write guest memory behind the page tables? where it does not
+ *   image.c    memory that begins as a snapshot's
  *   reads.c    what came from which disk block: hints for the daemon
  *
  * Two userfaultfd contexts. @uffd tracks writes asynchronously (WP_ASYNC: nobody waits) and traps
@@ -81,6 +82,22 @@ struct bh_reads {
 	_Atomic u64 noted, dropped;
 };
 
+/* The request of bh_region_from_image() (image.c), with bh_agent.lock held. */
+enum bh_image_state {
+	IMAGE_NONE,
+	IMAGE_WANTED, /* the link thread shall ask */
+	IMAGE_ASKED,  /* the daemon's runs are taken */
+	IMAGE_OVER,   /* the status is there for who waits */
+};
+
+struct bh_image {
+	enum bh_image_state state;
+	pthread_cond_t over;
+	u64 hva, bytes, offset;
+	int fd, pagemap_fd; /* of who waits */
+	s32 status;
+};
+
 struct bh_agent {
 	struct bh_config cfg;
 	char socket_path[108], name[WIRE_NAME_MAX], uuid[WIRE_UUID_MAX];
@@ -105,6 +122,7 @@ struct bh_agent {
 	atomic_bool
 		resync; /* too much to tell: reconnect, and the daemon reads our mappings anew */
 	struct bh_reads reads;
+	struct bh_image image;
 
 	/* Owned by the link thread. */
 	int store_fd;
@@ -119,7 +137,7 @@ struct bh_agent {
 	s32 status[WIRE_PAGES_MAX];
 
 	_Atomic u64 merged_pages, zeroed_pages, unmerged_pages, moved_back_pages, pinned_pages,
-		failed_pages, wait_faults, fill_faults;
+		failed_pages, wait_faults, fill_faults, image_pages;
 	_Atomic u64 wait_latency[BH_LATENCY_BUCKETS], fill_latency[BH_LATENCY_BUCKETS];
 	atomic_bool connected;
 	atomic_uint version; /* of the protocol, on this connection */
@@ -247,6 +265,9 @@ void region_unprotect(struct bh_agent *a, struct bh_region *r, u64 page, u64 nr)
 int region_replace_store(struct bh_agent *a, struct bh_region *r, u64 page, u64 nr,
 			 u64 store_offset);
 
+/* Gives those pages of the range that map the store empty memory. False: not all of them. */
+bool region_unmap(struct bh_agent *a, u64 hva, u64 bytes);
+
 /* merge.c: on the link thread, without @lock; one status a page, in the order of the runs */
 void merge_runs(struct bh_agent *a, const struct wire_run *runs, u32 nr_runs, s32 *status);
 void unmerge_range(struct bh_agent *a, u64 hva, u64 nr, s32 *status);
@@ -254,6 +275,13 @@ void unmerge_range(struct bh_agent *a, u64 hva, u64 nr, s32 *status);
 /* link.c */
 int link_connect(struct bh_agent *a); /* connects and shakes hands, waiting at most a second */
 void *link_main(void *agent);
+
+/* image.c: on the link thread */
+int image_tell(struct bh_agent *a);
+/* Maps what the daemon says; one status a page. */
+void image_map(struct bh_agent *a, const struct wire_run *runs, u32 nr_runs, s32 *status);
+/* It is over, by the daemon's word or because that is lost; without a request it is nothing. */
+void image_end(struct bh_agent *a, s32 status, bool lost);
 
 /* reads.c: on the link thread */
 void reads_forget(struct bh_agent *a);

@@ -133,6 +133,26 @@ void bh_replace_end(struct bh_agent *a, void *hva, size_t bytes);
 int bh_invalidate(struct bh_agent *a, void *hva, size_t bytes);
 
 /*
+ * For clones of a snapshot: this part of a region, which is empty and which neither the guest nor
+ * the VMM uses yet, becomes what the file holds from @offset on (a multiple of the page size),
+ * without a copy of its own: it is a private mapping of the domain's store. The daemon reads the
+ * file once, for the first of the clones. To be called after bh_region_add() and before the vCPUs
+ * run; waits for the daemon, for a minute at most.
+ *
+ * The file is a regular one that nobody writes any more: when its size, or its times of change, are
+ * not those that the daemon knows, it is another image. On any error nothing is changed (the memory
+ * is empty), and the VMM fills it itself:
+ *
+ * -ENOTSUP: the daemon is older. -ENOTCONN, -ECONNRESET: it is not there, or went away. -EINVAL:
+ * not aligned, or in no region. -EBUSY: the memory is in use already, or another such call is under
+ * way. -ENOSPC: the store is full, or the VMM would get too many mappings. -ETIMEDOUT, -EAGAIN
+ * (sharing is paused), -ESTALE (the file was written meanwhile), or what reading the file gave.
+ * Only -ENOTRECOVERABLE is no such error: memory ran out, part of the range could not be emptied
+ * again, and the VMM must not use it.
+ */
+int bh_region_from_image(struct bh_agent *a, void *hva, size_t bytes, int fd, uint64_t offset);
+
+/*
  * A device of the VMM is about to read or write these pages past the page tables: direct I/O, fixed
  * buffers, VFIO. When bh_pin() has returned no such page is being replaced, and none will be until
  * bh_unpin() of the same range: the daemon is told -EBUSY. Call it before the kernel is handed the
@@ -187,6 +207,7 @@ struct bh_stats {
 	 * in none before it; the last one has all the rest. */
 	uint64_t wait_latency[BH_LATENCY_BUCKETS], fill_latency[BH_LATENCY_BUCKETS];
 	uint64_t disk_reads_noted, disk_reads_dropped; /* pages: told to the daemon; not told */
+	uint64_t image_pages;			       /* mapped by bh_region_from_image() */
 	uint64_t cpu_us;			       /* CPU time of the two threads */
 	int connected;				       /* the daemon answers now */
 };

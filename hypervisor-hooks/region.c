@@ -204,6 +204,30 @@ static int discard_in_region(struct bh_agent *a, struct bh_region *r, u64 page, 
 	return first_err;
 }
 
+bool region_unmap(struct bh_agent *a, u64 hva, u64 bytes)
+{
+	u64 page, end;
+	struct bh_region *r;
+	bool done = true;
+
+	lock_urgent(a);
+	r = region_find(a, hva, bytes);
+	page = r ? (hva - r->hva) >> PAGE_SHIFT : 0;
+	end = r ? page + (bytes >> PAGE_SHIFT) : 0;
+	for (u64 nr; page < end; page += nr) {
+		nr = same_kind(r, page, end);
+		if (page_kind(r, page) != PAGE_MAPPED)
+			continue;
+		if (region_replace_anon(a, r, page, nr) == 0)
+			queue_discard(a, r, page_hva(r, page), nr << PAGE_SHIFT);
+		else
+			done = false;
+	}
+	pthread_mutex_unlock(&a->lock);
+	agent_kick(a);
+	return done;
+}
+
 /* The region that holds @at, and how much of [at, end) lies in it; or in none, up to the next one.
  */
 static struct bh_region *region_part(struct bh_agent *a, u64 at, u64 end, u64 *ret_end)

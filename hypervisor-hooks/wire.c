@@ -31,6 +31,11 @@ static const struct payload_rule {
 	[WIRE_DISK_READ] = { .element = sizeof(struct wire_read),
 			     .max = WIRE_READS_MAX,
 			     .version = 2 },
+	[WIRE_IMAGE] = { .fixed = sizeof(struct wire_image), .fds = 1, .version = 2 },
+	[WIRE_IMAGE_RUNS] = { .element = sizeof(struct wire_run),
+			      .max = WIRE_RUNS_MAX,
+			      .version = 2 },
+	[WIRE_IMAGE_END] = { .fixed = sizeof(struct wire_image_end), .version = 2 },
 };
 
 static u16 layout_version(u32 type)
@@ -82,7 +87,8 @@ static const char *check_runs(const struct wire_message *m)
 	for (u32 i = 0; i < wire_count(m); i++) {
 		const struct wire_run *r = &m->runs[i];
 
-		if (r->kind != WIRE_RUN_STORE && r->kind != WIRE_RUN_ZERO)
+		if (r->kind != WIRE_RUN_STORE &&
+		    (r->kind != WIRE_RUN_ZERO || m->h.type != WIRE_MERGE))
 			return "unknown kind of run";
 		if (!range_ok(r->hva, (u64)r->nr_pages << PAGE_SHIFT))
 			return "run: bad range";
@@ -155,7 +161,18 @@ static const char *check_payload(const struct wire_message *m)
 	case WIRE_REGION_DEL:
 		return range_ok(m->range.hva, m->range.bytes) ? NULL : "bad range";
 	case WIRE_MERGE:
+	case WIRE_IMAGE_RUNS:
 		return check_runs(m);
+	case WIRE_IMAGE:
+		if (!range_ok(m->image.hva, m->image.bytes))
+			return "bad range";
+		return page_aligned(m->image.offset) &&
+				       m->image.offset <=
+					       ((u64)1 << 62) - MIN(m->image.bytes, (u64)1 << 62)
+			       ? NULL
+			       : "image: bad offset";
+	case WIRE_IMAGE_END:
+		return m->image_end.status > 0 ? "bad status" : NULL;
 	case WIRE_UNMERGE:
 	case WIRE_DISCARD:
 		return check_ranges(m);

@@ -12,6 +12,10 @@
  *     |<----- UNMERGE (seq, ranges) -----------|
  *     |------ DONE (seq, segments) ----------->|
  *     |------ DISK_READ (reads) -------------->|      version 2, any time: a hint, never answered
+ *     |------ IMAGE (range, +file) ----------->|      version 2, one at a time
+ *     |<----- IMAGE_RUNS (seq, runs) ----------|      as a MERGE: in turn with those
+ *     |------ DONE (seq, segments) ----------->|
+ *     |<----- IMAGE_END (status) --------------|      after the last of them, or at once
  *     close by either side: mappings stay as they are; the agent connects again, and the daemon
  *     reads their state from the kernel (/proc/PID/maps), never from the agent's word.
  *
@@ -28,7 +32,7 @@
  * message is acted on.
  *
  *   version 1   all but what follows
- *   version 2   DISK_READ
+ *   version 2   DISK_READ, IMAGE, IMAGE_RUNS, IMAGE_END
  *
  * All integers are in host order: both ends are on one machine. Addresses are HVAs of the VMM, in
  * bytes.
@@ -66,6 +70,9 @@ enum wire_type {
 	WIRE_DISCARD,
 	WIRE_DONE,
 	WIRE_DISK_READ,
+	WIRE_IMAGE,
+	WIRE_IMAGE_RUNS,
+	WIRE_IMAGE_END,
 	WIRE_TYPE_END,
 };
 
@@ -74,7 +81,8 @@ struct wire_header {
 	u16 type;
 	u16 version; /* of the message's layout; in HELLO the sender's highest */
 	u32 bytes;   /* of the whole message */
-	u32 seq;     /* MERGE, UNMERGE: chosen by the daemon; DONE: the one it answers; else 0 */
+	u32 seq; /* MERGE, UNMERGE, IMAGE_RUNS: chosen by the daemon; DONE: the one it answers; else
+		    0 */
 };
 
 struct wire_hello {
@@ -127,6 +135,22 @@ struct wire_read {
 	u32 nr_pages, pad;
 };
 
+/*
+ * IMAGE: this memory of the guest, which is empty and not in use, shall be what the file holds from
+ * @offset on. The file comes as the message's one descriptor. What the agent is then told to map by
+ * IMAGE_RUNS (WIRE_RUN_STORE, at most WIRE_PAGES_MAX pages as in a MERGE) it does not compare:
+ * there is nothing in the guest to compare it with. Pages that are not told are zeros.
+ */
+struct wire_image {
+	u64 hva, bytes, offset;
+};
+
+struct wire_image_end {
+	s32 status; /* 0: all of it is there; else it is not, and what is must be dropped */
+	u32 pad;
+	u64 nr_pages; /* that were mapped */
+};
+
 /* What became of consecutive pages. */
 struct wire_segment {
 	u64 hva;
@@ -154,6 +178,8 @@ struct wire_message {
 		struct wire_run runs[WIRE_RUNS_MAX];
 		struct wire_range ranges[WIRE_RUNS_MAX];
 		struct wire_read reads[WIRE_READS_MAX];
+		struct wire_image image;
+		struct wire_image_end image_end;
 		struct {
 			struct wire_done done;
 			struct wire_segment segments[WIRE_PAGES_MAX];
@@ -185,8 +211,8 @@ int wire_send(int sock, const struct wire_message *m, int fd, int timeout_ms);
 
 /*
  * Receives one packet, without blocking, and checks it. 0, -EAGAIN, -ECONNRESET (closed), -EPROTO.
- * Descriptors other than the one of a WELCOME are closed. *ret_fd is -1 or the descriptor, owned by
- * the caller.
+ * Descriptors other than the one of a WELCOME or an IMAGE are closed. *ret_fd is -1 or the
+ * descriptor, owned by the caller.
  */
 int wire_recv(int sock, struct wire_message *m, int *ret_fd, const char **ret_why);
 

@@ -12,6 +12,7 @@
  *   pages.c    the states of pages and all accounting that hangs on them
  *   resync.c   reading the state of mappings from the kernel
  *   repair.c   putting fragmented sharing in order
+ *   image.c    memory of clones that begins as a snapshot's
  *   readshare.c  pages that were read from the same disk block: looked at before the scan comes
  *
  * and below: index.h, blocks.h, store.h, counts.h, planner.h, pace.h, gpn.h, target.h, reader.h.
@@ -27,6 +28,7 @@
 #include "ksmd/blocks.h"
 #include "ksmd/engine.h"
 #include "ksmd/gpn.h"
+#include "ksmd/image.h"
 #include "ksmd/index.h"
 #include "ksmd/pace.h"
 #include "ksmd/planner.h"
@@ -66,6 +68,10 @@ struct ksm_domain {
 	struct index *broken; /* gpn (mixed) -> spn that the mapping under a broken page names */
 	struct store *store;
 	struct blocks *blocks; /* NULL: no VMM has told of any */
+	struct ksm_image *images;
+	u32 nr_images;
+	u64 image_pages; /* in all of them, zeros too */
+	u64 image_refs;	 /* references to store pages that are images', not guest pages' */
 };
 
 /* A 2 MiB chunk of a region, where it is mapped by a huge page (huge.c). */
@@ -106,6 +112,7 @@ struct ksm_op_run {
 	u32 gpn, spn, nr;
 	bool zero;
 	bool on_read; /* found by readshare.c */
+	u32 image;    /* of which image_request.number; 0: of none */
 };
 
 struct ksm_vm {
@@ -144,6 +151,10 @@ struct ksm_vm {
 	u64 pump_due_us;      /* the agent did not take a request: not before then */
 	u64 no_maps_until_us; /* the VMM ran out of mappings */
 
+	struct image_request image_request;
+	struct ksm_image *images[ENGINE_REGIONS_MAX]; /* that it has memory of */
+	u32 nr_images;
+
 	/* readshare.c: pages to be looked at, in any order. */
 	u32 *line;
 	u32 line_nr, line_cap;
@@ -171,6 +182,7 @@ struct engine {
 	struct merge_buffers *merge;
 	u64 trim_due_us;
 	struct late_pages *late;
+	struct image_job *image_job;
 	bool on_read; /* what is queued now was found by readshare.c */
 };
 

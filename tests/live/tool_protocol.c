@@ -212,6 +212,17 @@ static void make(struct wire_message *m, u32 type)
 		m->segments[0] = m->segments[1] =
 			(struct wire_segment){ .hva = hva, .nr_pages = 1 };
 		return;
+	case WIRE_IMAGE:
+		wire_init(m, type, 0, sizeof(m->image));
+		m->image = (struct wire_image){ hva, PAGE_BYTES, 0 };
+		return;
+	case WIRE_IMAGE_RUNS:
+		wire_init(m, type, 1, sizeof(m->runs[0]));
+		m->runs[0] = (struct wire_run){ .hva = hva, .nr_pages = 1, .kind = WIRE_RUN_STORE };
+		return;
+	case WIRE_IMAGE_END:
+		wire_init(m, type, 0, sizeof(m->image_end));
+		return;
 	case WIRE_DISK_READ:
 		wire_init(m, type, 0, 2 * sizeof(m->reads[0]));
 		m->reads[0] = m->reads[1] =
@@ -276,7 +287,10 @@ static u64 *first_hva(struct wire_message *m)
 		return &m->region.hva;
 	case WIRE_REGION_DEL:
 		return &m->range.hva;
+	case WIRE_IMAGE:
+		return &m->image.hva;
 	case WIRE_MERGE:
+	case WIRE_IMAGE_RUNS:
 		return &m->runs[0].hva;
 	case WIRE_DONE:
 		return &m->segments[0].hva;
@@ -294,7 +308,8 @@ static u64 *first_hva(struct wire_message *m)
 static u64 *first_bytes(struct wire_message *m)
 {
 	bool in_bytes = m->h.type == WIRE_REGION_ADD || m->h.type == WIRE_REGION_DEL ||
-			m->h.type == WIRE_UNMERGE || m->h.type == WIRE_DISCARD;
+			m->h.type == WIRE_UNMERGE || m->h.type == WIRE_DISCARD ||
+			m->h.type == WIRE_IMAGE;
 
 	return in_bytes ? first_hva(m) + 1 : NULL;
 }
@@ -370,8 +385,8 @@ static bool bend_half_header(struct wire_message *m, struct sending *s)
 static bool bend_header_only(struct wire_message *m, struct sending *s)
 {
 	m->h.bytes = s->bytes = sizeof(m->h);
-	/* Without ranges these say nothing, and are not wrong. */
-	return m->h.type != WIRE_DISCARD;
+	/* Without elements these say nothing, and are not wrong. */
+	return m->h.type != WIRE_DISCARD && m->h.type != WIRE_DISK_READ;
 }
 
 static bool bend_cut(struct wire_message *m, struct sending *s)
@@ -403,7 +418,8 @@ static bool bend_huge(struct wire_message *m, struct sending *s)
 
 static bool bend_one_fd(struct wire_message *m, struct sending *s)
 {
-	s->nr_fds = 1;
+	/* The one that has one goes without. */
+	s->nr_fds = !s->nr_fds;
 	return true;
 }
 
@@ -483,7 +499,7 @@ static const struct bend {
 	{ "a byte more", bend_longer },
 	{ "too many elements", bend_too_many },
 	{ "longer than any", bend_huge },
-	{ "one descriptor", bend_one_fd },
+	{ "one descriptor, or none", bend_one_fd },
 	{ "many descriptors", bend_many_fds },
 	{ "not aligned", bend_unaligned },
 	{ "empty range", bend_no_bytes },
@@ -505,7 +521,7 @@ static void one_bent(enum state state, u32 type, const struct bend *b)
 		return;
 	}
 	make(&packet.m, type);
-	s = (struct sending){ .bytes = packet.m.h.bytes };
+	s = (struct sending){ .bytes = packet.m.h.bytes, .nr_fds = type == WIRE_IMAGE };
 	if (b->bend(&packet.m, &s)) {
 		send_raw(sock, &packet, s.bytes, s.nr_fds);
 		expect_closed(name, sock);
@@ -532,12 +548,13 @@ static void out_of_place(void)
 		enum state state;
 		u32 type;
 	} list[] = {
-		{ NEW, WIRE_REGION_ADD }, { NEW, WIRE_REGION_DEL }, { NEW, WIRE_DISCARD },
-		{ NEW, WIRE_DONE },	  { NEW, WIRE_MERGE },	    { NEW, WIRE_UNMERGE },
-		{ NEW, WIRE_REFUSE },	  { READY, WIRE_HELLO },    { READY, WIRE_DONE },
-		{ READY, WIRE_MERGE },	  { READY, WIRE_UNMERGE },  { READY, WIRE_REFUSE },
-		{ REGION, WIRE_HELLO },	  { REGION, WIRE_DONE },    { REGION, WIRE_MERGE },
-		{ REGION, WIRE_UNMERGE }, { NEW, WIRE_DISK_READ },
+		{ NEW, WIRE_REGION_ADD },   { NEW, WIRE_REGION_DEL }, { NEW, WIRE_DISCARD },
+		{ NEW, WIRE_DONE },	    { NEW, WIRE_MERGE },      { NEW, WIRE_UNMERGE },
+		{ NEW, WIRE_REFUSE },	    { READY, WIRE_HELLO },    { READY, WIRE_DONE },
+		{ READY, WIRE_MERGE },	    { READY, WIRE_UNMERGE },  { READY, WIRE_REFUSE },
+		{ REGION, WIRE_HELLO },	    { REGION, WIRE_DONE },    { REGION, WIRE_MERGE },
+		{ REGION, WIRE_UNMERGE },   { NEW, WIRE_DISK_READ },  { REGION, WIRE_IMAGE_RUNS },
+		{ REGION, WIRE_IMAGE_END },
 	};
 	for (u32 i = 0; i < ARRAY_SIZE(list); i++)
 		one_out_of_place(list[i].state, list[i].type);
@@ -697,7 +714,7 @@ static void run_kinds(void)
 		{ NEW, WIRE_HELLO, "length + 8" },
 		{ READY, WIRE_DISCARD, "longer than any" },
 		{ READY, WIRE_DISCARD, "a byte more" },
-		{ READY, WIRE_REGION_ADD, "one descriptor" },
+		{ READY, WIRE_REGION_ADD, "one descriptor, or none" },
 		{ NEW, WIRE_HELLO, "string without end" },
 		{ READY, WIRE_REGION_ADD, "range wraps" },
 		{ READY, WIRE_DONE, "not aligned" },
