@@ -28,6 +28,7 @@
 /* The daemon takes no file that may have been written in the same tick of the clock as it was
  * looked at; this is for a snapshot that was finished just now. */
 #define YOUNG_US 50000
+#define SEND_MS	 5000
 
 /* Is nothing in the range? What was touched cannot be replaced without a look. */
 static bool is_empty(int pagemap_fd, u64 hva, u64 bytes)
@@ -111,7 +112,7 @@ int image_tell(struct bh_agent *a)
 		return 0;
 	/* The descriptor is the waiting thread's. Should that give up meanwhile, it is of another
 	 * file at worst, and the connection is closed before the daemon can be believed. */
-	return wire_send(a->sock, a->tx, fd, 0);
+	return wire_send(a->sock, a->tx, fd, SEND_MS);
 }
 
 void image_end(struct bh_agent *a, s32 status, bool lost)
