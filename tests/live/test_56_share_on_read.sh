@@ -11,7 +11,7 @@ PAGES=16384 BLOCKS=16384
 [ -x "$TOOL" ] || die diskshare "$TOOL is not built"
 head -c $((BLOCKS * 4096)) /dev/urandom >"$RUN/image"
 
-declare -A pid to
+declare -A pid to churned lines_before
 vm() # NAME
 {
 	mkfifo "$RUN/$1.in"
@@ -174,6 +174,21 @@ say a read 12288 1024 12288 12288
 say c read 12288 1024 12288 12288
 say c wait 12288 1024 1000 15000
 check_ge diskshare_after_restart 1000 "$(figure shared)"
+# Pins and merges of the same pages all the time.
+for vm in a b; do
+	say $vm stats
+	churned[$vm]=$(figure merged)
+	lines_before[$vm]=$(lines $vm)
+	echo "churn 0 256 4096 4000" >&"${to[$vm]}"
+done
+for vm in a b; do
+	wait_for 20 more_lines $vm "${lines_before[$vm]}" || die diskshare_churn "$vm does not answer"
+	answer=$(tail -n 1 "$RUN/$vm.log")
+	echo "# $vm: $answer, $(head -n 1 "$RUN/$vm.log")"
+	check_ge diskshare_churn_reads_$vm 2000 "${answer//[^0-9]/}"
+	say $vm stats
+	check_ge diskshare_churn_merged_$vm $((churned[$vm] + 1000)) "$(figure merged)"
+done
 for vm in a b c liar other; do
 	checked $vm
 	say $vm stats

@@ -8,14 +8,16 @@
  *
  *   read AT NR BLOCK NOTED   fills pages from AT on from the image's pages from BLOCK on, and notes
  *                            them as NOTED (not the same: a lie; -1: notes nothing)
- *   write AT NR              the guest writes: a word of each page, which is no block's any more
- *   pin AT NR, unpin AT NR
- *   wait AT NR LEAST MS      until so many of the pages are the store's, by the kernel's word; says
- *                            how long after the last "read" that was, and how many are
- *   check                    is every byte what it must be?
- *   renew                    a snapshot is restored: new memory in place of all, with what was
- * there bench NR                 ns of a bh_pin() and bh_unpin() of NR pages stats what bh_stats()
- * says
+ *   churn AT NR BLOCK MS     reads of some of NR pages from BLOCK on into some of the pages from AT
+ * on, all the time: what was just read is being merged when it is pinned again write AT NR the
+ * guest writes: a word of each page, which is no block's any more pin AT NR, unpin AT NR wait AT NR
+ * LEAST MS      until so many of the pages are the store's, by the kernel's word; says how long
+ * after the last "read" that was, and how many are check                    is every byte what it
+ * must be? renew                    a snapshot is restored: new memory in place of all, with what
+ * was there bench NR                 ns of a bh_pin() and bh_unpin() of NR pages stats what
+ * bh_stats() says
+ *
+ * The image is read by direct I/O where its file system has that: past the page tables.
  *
  * Between commands a thread of its own reads all pages all the time, as vCPUs do, and a wrong word
  * ends the program.
@@ -101,27 +103,53 @@ static void *vcpu(void *arg)
 	return NULL;
 }
 
+/* One request of the disk, of at most READ_PAGES pages. */
+static void read_request(u64 at, u64 nr, u64 from, s64 noted)
+{
+	u8 *to = (u8 *)ram + (at << PAGE_SHIFT);
+	size_t bytes = nr << PAGE_SHIFT;
+
+	pthread_mutex_lock(&content_lock);
+	if (bh_pin(agent, to, bytes) < 0)
+		die("bh_pin", EINVAL);
+	if (pread(image_fd, to, bytes, (off_t)(from << PAGE_SHIFT)) != (ssize_t)bytes)
+		die("read of the image", errno);
+	bh_unpin(agent, to, bytes);
+	for (u64 k = 0; k < nr; k++) {
+		block[at + k] = (s64)(from + k);
+		first_word[at + k] = image[(from + k) * PAGE_WORDS];
+	}
+	if (noted >= 0)
+		bh_note_disk_read(agent, to, bytes, &disk, (u64)noted * SECTORS);
+	pthread_mutex_unlock(&content_lock);
+}
+
+static void churn(u64 at, u64 nr, u64 from, u64 ms)
+{
+	u64 end = now_us() + ms * 1000, x = 88172645463325252ull, reads = 0;
+
+	for (; now_us() < end; reads++) {
+		u64 n, page, b;
+
+		x ^= x << 13;
+		x ^= x >> 7;
+		x ^= x << 17;
+		n = 1 + x % 8;
+		page = (x >> 8) % (nr - n + 1);
+		b = (x >> 32) % (nr - n + 1);
+		read_request(at + page, n, from + b, (s64)(from + b));
+		/* As long as it may take until what was read is merged, now and then. */
+		if (reads % 64 == 0)
+			usleep(2000);
+	}
+	printf("churn: %" PRIu64 " reads\n", reads);
+}
+
 static void read_blocks(u64 at, u64 nr, u64 from, s64 noted)
 {
 	for (u64 i = 0, n; i < nr; i += n) {
-		u8 *to = (u8 *)ram + ((at + i) << PAGE_SHIFT);
-		size_t bytes;
-
 		n = MIN(nr - i, (u64)READ_PAGES);
-		bytes = n << PAGE_SHIFT;
-		pthread_mutex_lock(&content_lock);
-		if (bh_pin(agent, to, bytes) < 0)
-			die("bh_pin", EINVAL);
-		if (pread(image_fd, to, bytes, (off_t)((from + i) << PAGE_SHIFT)) != (ssize_t)bytes)
-			die("read of the image", errno);
-		bh_unpin(agent, to, bytes);
-		for (u64 k = 0; k < n; k++) {
-			block[at + i + k] = (s64)(from + i + k);
-			first_word[at + i + k] = image[(from + i + k) * PAGE_WORDS];
-		}
-		if (noted >= 0)
-			bh_note_disk_read(agent, to, bytes, &disk, ((u64)noted + i) * SECTORS);
-		pthread_mutex_unlock(&content_lock);
+		read_request(at + i, n, from + i, noted < 0 ? noted : noted + (s64)i);
 	}
 	read_done_us = now_us();
 	printf("read: %" PRIu64 " pages\n", nr);
@@ -243,6 +271,8 @@ static void obey(const char *line)
 		die("pages out of range", EINVAL);
 	if (strcmp(what, "read") == 0 && (u64)n[2] + (u64)n[1] <= nr_blocks)
 		read_blocks((u64)n[0], (u64)n[1], (u64)n[2], n[3]);
+	else if (strcmp(what, "churn") == 0 && (u64)n[2] + (u64)n[1] <= nr_blocks)
+		churn((u64)n[0], (u64)n[1], (u64)n[2], (u64)n[3]);
 	else if (strcmp(what, "write") == 0)
 		write_pages((u64)n[0], (u64)n[1]);
 	else if (strcmp(what, "wait") == 0)
@@ -272,12 +302,16 @@ int main(int argc, char **argv)
 	pthread_t reader;
 	char line[128];
 	struct stat st;
+	bool direct;
 	int err;
 
 	if (argc < 4)
 		return 2;
 	cfg.name = argv[1];
-	image_fd = open(argv[2], O_RDONLY | O_CLOEXEC);
+	image_fd = open(argv[2], O_RDONLY | O_DIRECT | O_CLOEXEC);
+	direct = image_fd >= 0;
+	if (!direct)
+		image_fd = open(argv[2], O_RDONLY | O_CLOEXEC);
 	if (image_fd < 0 || fstat(image_fd, &st) < 0)
 		die(argv[2], errno);
 	nr_blocks = (u64)st.st_size >> PAGE_SHIFT;
@@ -304,7 +338,7 @@ int main(int argc, char **argv)
 	err = pthread_create(&reader, NULL, vcpu, NULL);
 	if (err)
 		die("thread", err);
-	puts("attached");
+	printf("attached direct=%d\n", direct);
 	fflush(stdout);
 	while (fgets(line, sizeof(line), stdin))
 		obey(line);
