@@ -310,14 +310,12 @@ static int on_message(sd_event_source *s, int fd, uint32_t revents, void *arg)
 
 	for (int i = 0; r == 0 && i < MESSAGES_AT_ONCE; i++) {
 		r = wire_recv(fd, &rx, &passed_fd, &why);
-		if (r == 0)
-			why = "message out of place";
-		if (r == 0)
-			r = handle(a, &passed_fd);
-		else
-			passed_fd = -1;
+		if (r < 0)
+			break;
+		why = "message out of place";
+		r = handle(a, &passed_fd);
 		if (passed_fd >= 0) {
-			close(passed_fd);
+			close(passed_fd); /* of no use here, so of none to an honest agent */
 			r = -EPROTO;
 		}
 	}

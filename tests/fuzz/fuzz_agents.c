@@ -516,10 +516,10 @@ static void say_image(struct session *s, struct input *in)
 {
 	struct wire_range range = choose_range(in);
 	u8 page = input_u8(in);
-	bool fits = range.bytes && range.bytes <= arena_left(range.hva);
+	bool inside = range.bytes && range.bytes <= arena_left(range.hva);
 
 	/* Memory elsewhere would be ours to fill. */
-	if (s->fd < 0 || !fits)
+	if (s->fd < 0 || !inside)
 		return;
 	wire_init(&out, WIRE_IMAGE, 0, sizeof(out.image));
 	out.image = (struct wire_image){
