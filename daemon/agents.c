@@ -46,6 +46,7 @@ struct agent {
 	struct peer_process peer;
 	sd_event_source *io, *hello_timer, *rest_timer;
 	bool is_introduced;
+	u32 version;   /* of the protocol, from HELLO on */
 	u64 busy_us;   /* of our time that it has taken since it last rested */
 	struct vm *vm; /* NULL before HELLO */
 };
@@ -123,8 +124,8 @@ static int on_hello(struct agent *a)
 
 	if (a->vm)
 		return -EPROTO;
-	if (rx.hello.version_highest < WIRE_VERSION_LOWEST ||
-	    rx.hello.version_lowest > WIRE_VERSION) {
+	a->version = wire_common_version(rx.hello.version_lowest, rx.hello.version_highest);
+	if (!a->version) {
 		snprintf(reason, sizeof(reason),
 			 "no common protocol version (it speaks %u to %u, this daemon %d to %d)",
 			 rx.hello.version_lowest, rx.hello.version_highest, WIRE_VERSION_LOWEST,
@@ -146,7 +147,7 @@ static int on_hello(struct agent *a)
 	if (r < 0)
 		return refuse(a, r, "no store for its domain");
 	wire_init(&tx, WIRE_WELCOME, 0, sizeof(tx.welcome));
-	tx.welcome = (struct wire_welcome){ .version = WIRE_VERSION,
+	tx.welcome = (struct wire_welcome){ .version = (u16)a->version,
 					    .store_bytes = store_file_bytes(domain_store(d)) };
 	snprintf(tx.welcome.domain, sizeof(tx.welcome.domain), "%s", vm->domain);
 	r = wire_send(a->fd, &tx, store_fd_readonly(domain_store(d)), 0);
@@ -218,6 +219,22 @@ static int on_discard(struct vm *vm)
 	return r;
 }
 
+static int on_disk_read(struct vm *vm)
+{
+	int r = 0;
+
+	for (u32 i = 0; r == 0 && i < wire_count(&rx); i++)
+		r = engine_disk_read(vm->ksm, rx.reads[i].hva, rx.reads[i].nr_pages,
+				     rx.reads[i].disk, rx.reads[i].sector);
+	return r;
+}
+
+/* Takes over @file. */
+static int on_image(struct vm *vm, int file)
+{
+	return engine_image(vm->ksm, file, rx.image.hva, rx.image.bytes, rx.image.offset);
+}
+
 static int on_region_add(struct vm *vm)
 {
 	int r = engine_region_add(vm->ksm, rx.region.hva, rx.region.bytes);
@@ -235,13 +252,16 @@ static int on_region_add(struct vm *vm)
 	return r == -EPROTO ? r : 0;
 }
 
-static int handle(struct agent *a)
+/* Takes over *passed_fd where it is of use; leaves -1 then. */
+static int handle(struct agent *a, int *passed_fd)
 {
 	struct vm *vm = a->vm;
+	int fd = *passed_fd;
 
 	if (rx.h.type == WIRE_HELLO)
 		return on_hello(a);
-	if (!vm)
+	/* Of a later version than was agreed on, too. */
+	if (!vm || rx.h.version > a->version)
 		return -EPROTO;
 	switch (rx.h.type) {
 	case WIRE_REGION_ADD:
@@ -252,6 +272,11 @@ static int handle(struct agent *a)
 		return on_discard(vm);
 	case WIRE_DONE:
 		return on_done(vm);
+	case WIRE_DISK_READ:
+		return on_disk_read(vm);
+	case WIRE_IMAGE:
+		*passed_fd = -1;
+		return on_image(vm, fd);
 	default:
 		return -EPROTO;
 	}
@@ -285,15 +310,14 @@ static int on_message(sd_event_source *s, int fd, uint32_t revents, void *arg)
 
 	for (int i = 0; r == 0 && i < MESSAGES_AT_ONCE; i++) {
 		r = wire_recv(fd, &rx, &passed_fd, &why);
-		if (r == 0)
-			why = "message out of place";
-		if (r == 0 && passed_fd >= 0) {
-			close(passed_fd); /* only a daemon sends descriptors */
-			why = "a descriptor from an agent";
+		if (r < 0)
+			break;
+		why = "message out of place";
+		r = handle(a, &passed_fd);
+		if (passed_fd >= 0) {
+			close(passed_fd); /* of no use here, so of none to an honest agent */
 			r = -EPROTO;
 		}
-		if (r == 0)
-			r = handle(a);
 	}
 	who = a->vm ? a->vm->name : "not introduced";
 	if (r < 0 && r != -EAGAIN) {
@@ -465,13 +489,13 @@ void agents_stop(struct core *c)
 _Static_assert(ENGINE_RUNS_MAX <= WIRE_RUNS_MAX && ENGINE_PAGES_MAX <= WIRE_PAGES_MAX,
 	       "a request fits in a message");
 
-static int send_merge(void *conn, u32 seq, const struct ksm_run *runs, u32 nr)
+static int send_runs(void *conn, enum wire_type type, u32 seq, const struct ksm_run *runs, u32 nr)
 {
 	struct vm *vm = conn;
 
 	vm->asked_us = now_us();
 	vm->asked_pages = 0;
-	wire_init(&tx, WIRE_MERGE, seq, nr * sizeof(tx.runs[0]));
+	wire_init(&tx, type, seq, nr * sizeof(tx.runs[0]));
 	for (u32 i = 0; i < nr; i++) {
 		vm->asked_pages += runs[i].nr_pages;
 		tx.runs[i] = (struct wire_run){
@@ -481,6 +505,30 @@ static int send_merge(void *conn, u32 seq, const struct ksm_run *runs, u32 nr)
 			.kind = runs[i].zero ? WIRE_RUN_ZERO : WIRE_RUN_STORE,
 		};
 	}
+	return wire_send(vm->agent->fd, &tx, -1, 0);
+}
+
+static int send_map_image(void *conn, u32 seq, const struct ksm_run *runs, u32 nr)
+{
+	return send_runs(conn, WIRE_IMAGE_RUNS, seq, runs, nr);
+}
+
+static int send_merge(void *conn, u32 seq, const struct ksm_run *runs, u32 nr)
+{
+	return send_runs(conn, WIRE_MERGE, seq, runs, nr);
+}
+
+static int send_image_end(void *conn, int status, u64 nr_pages)
+{
+	struct vm *vm = conn;
+
+	if (status < 0)
+		log_info_limited("VM %s: memory from an image: %s", vm->name, strerror(-status));
+	else
+		log_info_limited("VM %s: %llu MiB of memory from an image", vm->name,
+				 (unsigned long long)(nr_pages << PAGE_SHIFT >> 20));
+	wire_init(&tx, WIRE_IMAGE_END, 0, sizeof(tx.image_end));
+	tx.image_end = (struct wire_image_end){ .status = status, .nr_pages = nr_pages };
 	return wire_send(vm->agent->fd, &tx, -1, 0);
 }
 
@@ -514,6 +562,8 @@ static void note_blocked(void *conn, bool blocked)
 
 const struct engine_ops agent_engine_ops = {
 	.merge = send_merge,
+	.map_image = send_map_image,
+	.image_end = send_image_end,
 	.unmerge = send_unmerge,
 	.blocked = note_blocked,
 };

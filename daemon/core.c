@@ -36,6 +36,7 @@ static struct engine_config engine_config_of(const struct core *c)
 		.maps_limit =
 			MIN(mapcount_budget(c->host.max_map_count), c->config.scan_max_mappings),
 		.vm_max_bytes = (u64)sysconf(_SC_PHYS_PAGES) * PAGE_BYTES * VM_MAX_TIMES_HOST,
+		.image_max_bytes = (u64)sysconf(_SC_PHYS_PAGES) * PAGE_BYTES,
 		.pressure = c->host.pressure.on,
 	};
 }

@@ -23,8 +23,9 @@
  * page in it broke an anon_vma and its chain (104, 64). Page tables are not in it: sharing adds
  * none (docs/ARCHITECTURE.md, "What sharing costs"). */
 #define MAPPING_BYTES 384
-/* The agent's books in the VMM: a bit a page, two bytes for 2 MiB (hypervisor-hooks/agent.h). */
-#define AGENT_BYTES(configured) ((configured) / PAGE_BYTES / 8 + (configured) / CHUNK_BYTES * 2)
+/* The agent's books in the VMM: two bits a page, two bytes for 2 MiB (hypervisor-hooks/agent.h).
+ * Not in it: two bytes a page where the VMM has pinned some, which it does not tell. */
+#define AGENT_BYTES(configured) ((configured) / PAGE_BYTES / 4 + (configured) / CHUNK_BYTES * 2)
 #define DOMAINS_MAX		256
 
 struct published {
@@ -64,6 +65,8 @@ static void fill_vm(const struct vm *vm, struct vm_view *v)
 		.failed_pages_total = s.failed_total,
 		.pinned_pages_total = s.pinned_total,
 		.repaired_pages_total = s.repaired_total,
+		.image_pages_total = s.image_total,
+		.share_on_read_pages_total = s.read_shared_total,
 		.huge_splits_total = s.huge_split_total,
 		.huge_pages = s.huge_chunks,
 		.huge_saving_pages = s.huge_saving_pages,

@@ -128,6 +128,8 @@ int link_connect(struct bh_agent *a)
 	a->nr_discards = a->nr_deleted = 0;
 	a->resync = false;
 	pthread_mutex_unlock(&a->lock);
+	reads_forget(a);
+	a->version = a->rx->welcome.version;
 	a->sock = sock;
 	a->connected = true;
 	return 0;
@@ -210,6 +212,10 @@ static int tell_news(struct bh_agent *a)
 		r = tell_regions(a);
 	if (r == 0)
 		r = tell_discards(a);
+	if (r == 0)
+		r = reads_tell(a);
+	if (r == 0)
+		r = image_tell(a);
 	return r;
 }
 
@@ -242,11 +248,15 @@ static int send_done(struct bh_agent *a, u32 seq, u32 nr_segments)
 	return wire_send(a->sock, a->tx, -1, SEND_MS);
 }
 
-static int do_merge(struct bh_agent *a)
+/* MERGE and IMAGE_RUNS. */
+static int do_runs(struct bh_agent *a)
 {
 	u32 nr_segments = 0, pages = 0;
 
-	merge_runs(a, a->rx->runs, wire_count(a->rx), a->status);
+	if (a->rx->h.type == WIRE_MERGE)
+		merge_runs(a, a->rx->runs, wire_count(a->rx), a->status);
+	else
+		image_map(a, a->rx->runs, wire_count(a->rx), a->status);
 	for (u32 i = 0; i < wire_count(a->rx) && !a->stop; i++) {
 		const struct wire_run *run = &a->rx->runs[i];
 
@@ -284,7 +294,11 @@ static int serve(struct bh_agent *a)
 		close(fd);
 	switch (a->rx->h.type) {
 	case WIRE_MERGE:
-		return do_merge(a);
+	case WIRE_IMAGE_RUNS:
+		return do_runs(a);
+	case WIRE_IMAGE_END:
+		image_end(a, a->rx->image_end.status, false);
+		return 0;
 	case WIRE_UNMERGE:
 		return do_unmerge(a);
 	default:
@@ -321,7 +335,7 @@ void *link_main(void *agent)
 			p[1].fd = a->sock;
 		}
 		r = tell_news(a);
-		if (r == 0 && poll(p, 2, -1) > 0) {
+		if (r == 0 && poll(p, 2, reads_wait_ms(a)) > 0) {
 			if (p[0].revents)
 				drain(a->wake_fd);
 			if (p[1].revents)
@@ -331,6 +345,8 @@ void *link_main(void *agent)
 			close(a->sock);
 			a->sock = -1;
 			a->connected = false;
+			a->version = 0;
+			image_end(a, -ECONNRESET, true);
 			/* ESTALE: our own wish, to have all told anew. */
 			if (!a->stop && r != -ESTALE)
 				agent_log(
@@ -340,5 +356,6 @@ void *link_main(void *agent)
 					strerror(-r));
 		}
 	}
+	image_end(a, -ECONNRESET, true);
 	return NULL;
 }

@@ -11,6 +11,11 @@
  *     |------ DONE (seq, segments) ----------->|
  *     |<----- UNMERGE (seq, ranges) -----------|
  *     |------ DONE (seq, segments) ----------->|
+ *     |------ DISK_READ (reads) -------------->|      version 2, any time: a hint, never answered
+ *     |------ IMAGE (range, +file) ----------->|      version 2, one at a time
+ *     |<----- IMAGE_RUNS (seq, runs) ----------|      as a MERGE: in turn with those
+ *     |------ DONE (seq, segments) ----------->|
+ *     |<----- IMAGE_END (status) --------------|      after the last of them, or at once
  *     close by either side: mappings stay as they are; the agent connects again, and the daemon
  *     reads their state from the kernel (/proc/PID/maps), never from the agent's word.
  *
@@ -19,10 +24,15 @@
  * (-ENOENT), so that applying messages in order gives the true state.
  *
  * Version rule: the header and HELLO never change. HELLO names the lowest and highest version that
- * the agent speaks; WELCOME names the one that both use from then on: the highest common one. A
- * change of any other message takes a new version. Unknown types, and any length, count or range
- * that does not fit, are protocol errors: the receiver closes the connection. Nothing of a bad
+ * the agent speaks; WELCOME names the one that both use from then on: the highest common one. A new
+ * message, or a change of any other, takes a new version. A header names the version that its
+ * message's layout is of, so a message that is as it was in version 1 says 1 on every connection;
+ * one of a later version than the connection's is a protocol error. So are unknown types, and any
+ * length, count or range that does not fit: the receiver closes the connection. Nothing of a bad
  * message is acted on.
+ *
+ *   version 1   all but what follows
+ *   version 2   DISK_READ, IMAGE, IMAGE_RUNS, IMAGE_END
  *
  * All integers are in host order: both ends are on one machine. Addresses are HVAs of the VMM, in
  * bytes.
@@ -35,7 +45,7 @@
 
 #define WIRE_MAGIC	    0x54534c42u /* "BLST" */
 #define WIRE_VERSION_LOWEST 1
-#define WIRE_VERSION	    1
+#define WIRE_VERSION	    2
 #define WIRE_NAME_MAX	    64
 #define WIRE_UUID_MAX	    40
 
@@ -45,6 +55,9 @@
 #define WIRE_RUNS_MAX	 1024 /* runs in a MERGE, ranges in DISCARD and UNMERGE */
 #define WIRE_PAGES_MAX	 2048 /* pages in all runs of one MERGE: DONE then fits in a message */
 #define WIRE_REGIONS_MAX 64   /* regions of one agent */
+#define WIRE_READS_MAX	 1024 /* in a DISK_READ */
+#define WIRE_READ_PAGES_MAX \
+	16384 /* in all of them: some milliseconds of the daemon's time at most */
 
 enum wire_type {
 	WIRE_HELLO = 1,
@@ -56,15 +69,20 @@ enum wire_type {
 	WIRE_UNMERGE,
 	WIRE_DISCARD,
 	WIRE_DONE,
+	WIRE_DISK_READ,
+	WIRE_IMAGE,
+	WIRE_IMAGE_RUNS,
+	WIRE_IMAGE_END,
 	WIRE_TYPE_END,
 };
 
 struct wire_header {
 	u32 magic;
 	u16 type;
-	u16 version; /* of the sender's layout; in HELLO its highest */
+	u16 version; /* of the message's layout; in HELLO the sender's highest */
 	u32 bytes;   /* of the whole message */
-	u32 seq;     /* MERGE, UNMERGE: chosen by the daemon; DONE: the one it answers; else 0 */
+	u32 seq; /* MERGE, UNMERGE, IMAGE_RUNS: chosen by the daemon; DONE: the one it answers; else
+		    0 */
 };
 
 struct wire_hello {
@@ -108,6 +126,31 @@ struct wire_range {
 	u64 hva, bytes;
 };
 
+/* These pages were filled from the disk @disk (hooks.h, bh_disk_identity()), from @sector (512
+ * bytes) on, before the guest was told of them. */
+struct wire_read {
+	u64 hva;
+	u64 disk[2];
+	u64 sector;
+	u32 nr_pages, pad;
+};
+
+/*
+ * IMAGE: this memory of the guest, which is empty and not in use, shall be what the file holds from
+ * @offset on. The file comes as the message's one descriptor. What the agent is then told to map by
+ * IMAGE_RUNS (WIRE_RUN_STORE, at most WIRE_PAGES_MAX pages as in a MERGE) it does not compare:
+ * there is nothing in the guest to compare it with. Pages that are not told are zeros.
+ */
+struct wire_image {
+	u64 hva, bytes, offset;
+};
+
+struct wire_image_end {
+	s32 status; /* 0: all of it is there; else it is not, and what is must be dropped */
+	u32 pad;
+	u64 nr_pages; /* that were mapped */
+};
+
 /* What became of consecutive pages. */
 struct wire_segment {
 	u64 hva;
@@ -134,6 +177,9 @@ struct wire_message {
 		struct wire_range range;   /* REGION_DEL */
 		struct wire_run runs[WIRE_RUNS_MAX];
 		struct wire_range ranges[WIRE_RUNS_MAX];
+		struct wire_read reads[WIRE_READS_MAX];
+		struct wire_image image;
+		struct wire_image_end image_end;
 		struct {
 			struct wire_done done;
 			struct wire_segment segments[WIRE_PAGES_MAX];
@@ -156,14 +202,17 @@ int wire_check(const struct wire_message *m, size_t bytes, u32 nr_fds, const cha
 /* Elements of the array in a checked message. */
 u32 wire_count(const struct wire_message *m);
 
+/* The highest version that an agent of these versions and we have in common; 0: none. */
+u32 wire_common_version(u32 lowest, u32 highest);
+
 /* Sends without blocking for longer than @timeout_ms (0: not at all). -EAGAIN when the peer does
  * not read. */
 int wire_send(int sock, const struct wire_message *m, int fd, int timeout_ms);
 
 /*
  * Receives one packet, without blocking, and checks it. 0, -EAGAIN, -ECONNRESET (closed), -EPROTO.
- * Descriptors other than the one of a WELCOME are closed. *ret_fd is -1 or the descriptor, owned by
- * the caller.
+ * Descriptors other than the one of a WELCOME or an IMAGE are closed. *ret_fd is -1 or the
+ * descriptor, owned by the caller.
  */
 int wire_recv(int sock, struct wire_message *m, int *ret_fd, const char **ret_why);
 

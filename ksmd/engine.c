@@ -2,9 +2,11 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include "common/clock.h"
 #include "ksmd/core.h"
 #include "ksmd/hash.h"
+#include "ksmd/jobs.h"
 
 /* Pages of a dead VM that are settled in one step. */
 #define EXIT_STEP_PAGES 16384
@@ -56,8 +58,11 @@ static void vm_free(struct ksm_vm *vm)
 	for (u32 i = 0; i < vm->nr_regions; i++)
 		region_free(vm->regions[i]);
 	target_put(vm->target);
+	if (vm->image_request.fd >= 0)
+		close(vm->image_request.fd);
 	free(vm->regions);
 	free(vm->queue);
+	free(vm->line);
 	free(vm);
 }
 
@@ -75,6 +80,8 @@ void engine_free(struct engine *e)
 	for (u32 i = 0; i < e->nr_domains; i++) {
 		index_free(e->domains[i]->index);
 		index_free(e->domains[i]->broken);
+		blocks_free(e->domains[i]->blocks);
+		images_free(e->domains[i]);
 		store_free(e->domains[i]->store);
 		free(e->domains[i]);
 	}
@@ -82,6 +89,7 @@ void engine_free(struct engine *e)
 	scan_buffers_free(e->scan);
 	match_buffers_free(e->match);
 	merge_buffers_free(e->merge);
+	image_job_free(e->image_job);
 	gpn_space_free(&e->gpns);
 	free(e);
 }
@@ -127,6 +135,7 @@ void engine_configure(struct engine *e, const struct engine_config *cfg)
 	e->cfg.request_pages = cfg->request_pages;
 	e->cfg.maps_limit = cfg->maps_limit;
 	e->cfg.vm_max_bytes = cfg->vm_max_bytes;
+	e->cfg.image_max_bytes = cfg->image_max_bytes;
 	for (struct ksm_vm *vm = e->vms; rouse && vm; vm = vm->next)
 		vm_rouse(vm);
 }
@@ -223,10 +232,11 @@ u32 engine_domains(const struct engine *e, struct ksm_domain_stats *ret, u32 max
 		ret[i] = (struct ksm_domain_stats){
 			.name = d->name,
 			.store_pages = store_pages(d->store),
-			.store_refs = store_total_refs(d->store),
+			.store_refs = store_total_refs(d->store) - d->image_refs,
 			.index_entries = index_entries(d->index),
-			.index_bytes = index_bytes(d->index) + index_bytes(d->broken),
-			.store_meta_bytes = store_meta_bytes(d->store),
+			.index_bytes = index_bytes(d->index) + index_bytes(d->broken) +
+				       (d->blocks ? blocks_bytes(d->blocks) : 0),
+			.store_meta_bytes = store_meta_bytes(d->store) + images_bytes(d),
 		};
 	}
 	return n;
@@ -274,6 +284,7 @@ int engine_vm_add(struct engine *e, pid_t pid, struct ksm_domain *d, enum ksm_mo
 	vm->mode = mode;
 	vm->interval_us = first_interval(e);
 	vm->cpu_us = least_cpu(e);
+	vm->image_request.fd = -1;
 	vm->next = e->vms;
 	e->vms = vm;
 	*ret = vm;
@@ -311,6 +322,7 @@ void engine_vm_connect(struct ksm_vm *vm, void *conn)
 void engine_vm_disconnect(struct ksm_vm *vm)
 {
 	vm->conn = NULL;
+	image_lose(vm);
 	ops_cancel_queue(vm);
 }
 
@@ -321,6 +333,7 @@ void engine_vm_exit(struct ksm_vm *vm)
 	vm->cursor_region = vm->cursor_page = 0;
 	ops_cancel_queue(vm);
 	ops_cancel_outstanding(vm);
+	image_vm_exit(vm);
 }
 
 /* The VMM that a reader hangs in is left alone until that reader is back. */
@@ -390,7 +403,8 @@ void engine_vm_stats(const struct ksm_vm *vm, struct ksm_vm_stats *ret)
 		ret->configured_pages += vm->regions[i]->nr_pages;
 		ret->meta_bytes += region_bytes(vm->regions[i]);
 	}
-	ret->meta_bytes += sizeof(*vm) + vm->queue_cap * sizeof(vm->queue[0]);
+	ret->meta_bytes += sizeof(*vm) + vm->queue_cap * sizeof(vm->queue[0]) +
+			   vm->line_cap * sizeof(vm->line[0]);
 }
 
 /* --- regions ---------------------------------------------------------------------------------- */
@@ -437,7 +451,7 @@ static int region_new(struct ksm_vm *vm, u64 hva, u64 bytes, struct ksm_region *
 	return 0;
 }
 
-static struct ksm_region *region_at(struct ksm_vm *vm, u64 hva, u64 bytes)
+struct ksm_region *vm_region_at(struct ksm_vm *vm, u64 hva, u64 bytes)
 {
 	for (u32 i = 0; i < vm->nr_regions; i++) {
 		struct ksm_region *r = vm->regions[i];
@@ -479,7 +493,7 @@ static u64 vm_bytes(const struct ksm_vm *vm)
 
 int engine_region_add(struct ksm_vm *vm, u64 hva, u64 bytes)
 {
-	struct ksm_region **grown, *r = region_at(vm, hva, bytes);
+	struct ksm_region **grown, *r = vm_region_at(vm, hva, bytes);
 	const struct engine *e = vm->engine;
 	int err;
 
@@ -523,7 +537,7 @@ int engine_region_add(struct ksm_vm *vm, u64 hva, u64 bytes)
 
 int engine_region_del(struct ksm_vm *vm, u64 hva, u64 bytes)
 {
-	struct ksm_region *r = region_at(vm, hva, bytes);
+	struct ksm_region *r = vm_region_at(vm, hva, bytes);
 
 	/* Perhaps one that was refused. */
 	if (!r || r->hva != hva || r->bytes != bytes)
@@ -536,7 +550,7 @@ int engine_region_del(struct ksm_vm *vm, u64 hva, u64 bytes)
 
 int engine_discard(struct ksm_vm *vm, u64 hva, u64 bytes)
 {
-	struct ksm_region *r = region_at(vm, hva, bytes);
+	struct ksm_region *r = vm_region_at(vm, hva, bytes);
 
 	/* Perhaps one that was refused, or is gone by now. Agents tell only of merged pages. */
 	if (!r || !r->nr_mapped)
@@ -609,6 +623,8 @@ static void end_pass(struct ksm_vm *vm, u64 now)
 /* When there is something to do for the VM; at @now or before: now. */
 static u64 vm_due(struct ksm_vm *vm, u64 now)
 {
+	u64 due;
+
 	if (vm->dying)
 		return now;
 	/* A hung reader holds the target until it is back. */
@@ -624,9 +640,12 @@ static u64 vm_due(struct ksm_vm *vm, u64 now)
 	/* Let the agent catch up before finding it more to do. */
 	if (vm->queue_nr > ENGINE_RUNS_MAX)
 		return now + 10000;
+	if (image_has_work(vm))
+		return MAX(now, vm->pump_due_us);
 	if (vm->in_pass)
 		return now;
-	return vm->nr_regions ? vm->pass_due_us : UINT64_MAX;
+	due = vm->nr_regions ? vm->pass_due_us : UINT64_MAX;
+	return vm->line_nr ? MIN(due, MAX(now, vm->slow_until_us)) : due;
 }
 
 /* One step for one VM that is due. */
@@ -635,6 +654,16 @@ static void vm_step(struct ksm_vm *vm, u64 now)
 	ops_pump(vm);
 	if (vm->queue_nr > ENGINE_RUNS_MAX)
 		return;
+	if (image_has_work(vm)) {
+		image_step(vm);
+		ops_pump(vm);
+		return;
+	}
+	if (vm->line_nr && now >= vm->slow_until_us) {
+		readshare_step(vm);
+		ops_pump(vm);
+		return;
+	}
 	if (!vm->in_pass) {
 		if (now < vm->pass_due_us || !vm->nr_regions)
 			return;
@@ -676,6 +705,7 @@ u64 engine_run(struct engine *e, u64 cpu_us)
 	u64 cpu = process_cpu_us(), end = cpu + cpu_us, due = 0, now = now_us();
 	u64 wall_end = now + SLICE_WALL_US;
 	struct ksm_vm *vm = NULL;
+	bool more;
 
 	collect_late(e);
 	/* One window at a time, so that no VM keeps the others waiting. */
@@ -693,6 +723,7 @@ u64 engine_run(struct engine *e, u64 cpu_us)
 		else
 			vm->cpu_us += MAX(cpu - before, (u64)1);
 	}
+	more = images_reap(e);
 	for (u32 i = 0; i < e->nr_domains; i++)
 		store_flush(e->domains[i]->store);
 	if (now >= e->trim_due_us) {
@@ -701,5 +732,5 @@ u64 engine_run(struct engine *e, u64 cpu_us)
 		e->trim_due_us = now + TRIM_US;
 	}
 	/* With @vm the slice ended before the work did. */
-	return vm ? now : due;
+	return vm || more ? now : due;
 }

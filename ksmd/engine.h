@@ -54,6 +54,8 @@ struct ksm_run {
 	bool zero;
 };
 
+#define PAGE_SECTORS 8 /* disk sectors of 512 bytes */
+
 struct ksm_range {
 	u64 hva, bytes;
 };
@@ -76,6 +78,10 @@ struct engine_ops {
 	 * engine_vm_disconnect() follows. */
 	int (*merge)(void *conn, u32 seq, const struct ksm_run *runs, u32 nr);
 	int (*unmerge)(void *conn, u32 seq, const struct ksm_range *ranges, u32 nr);
+	/* The same for memory that is empty and shall be an image's. */
+	int (*map_image)(void *conn, u32 seq, const struct ksm_run *runs, u32 nr);
+	/* What was asked by engine_image() has ended: 0, or negative errno. */
+	int (*image_end)(void *conn, int status, u64 nr_pages);
 	/* Looking into this VM hangs (or no longer does): for the log. */
 	void (*blocked)(void *conn, bool blocked);
 };
@@ -87,10 +93,11 @@ struct engine_config {
 	bool pressure; /* the host is short of memory: look everywhere, split whatever saves */
 	u64 store_max_bytes;
 	u32 threads;
-	u32 request_pages; /* in one request to an agent, at most ENGINE_PAGES_MAX */
-	bool enabled;	   /* false: no new merges */
-	u64 maps_limit;	   /* mappings that sharing may add to one VMM */
-	u64 vm_max_bytes;  /* guest memory that one VM may register */
+	u32 request_pages;   /* in one request to an agent, at most ENGINE_PAGES_MAX */
+	bool enabled;	     /* false: no new merges */
+	u64 maps_limit;	     /* mappings that sharing may add to one VMM */
+	u64 image_max_bytes; /* of all images of a domain */
+	u64 vm_max_bytes;    /* guest memory that one VM may register */
 };
 
 int engine_new(const struct engine_config *cfg, const struct engine_ops *ops, struct engine **ret);
@@ -126,6 +133,13 @@ int engine_region_add(struct ksm_vm *vm, u64 hva, u64 bytes);
 int engine_region_del(struct ksm_vm *vm, u64 hva, u64 bytes);
 /* The agent says that it replaced merged pages by empty memory. */
 int engine_discard(struct ksm_vm *vm, u64 hva, u64 bytes);
+/* The VMM says that it has just filled these pages of its own from @sector of @disk on. A hint: it
+ * is looked into when there is time, or not at all. */
+int engine_disk_read(struct ksm_vm *vm, u64 hva, u32 nr_pages, const u64 disk[2], u64 sector);
+/* The VM wants its memory there, which is empty, to be what the file has from @offset on. Takes
+ * over @fd. -EPROTO: its last such wish has not ended; else engine_ops.image_end() says how this
+ * one ends. */
+int engine_image(struct ksm_vm *vm, int fd, u64 hva, u64 bytes, u64 offset);
 /* -EPROTO: not an answer to what was asked. @cpu_us: what the agent used since it was asked. */
 int engine_done(struct ksm_vm *vm, u32 seq, const struct ksm_segment *segments, u32 nr);
 
@@ -142,7 +156,9 @@ struct ksm_vm_stats {
 	u64 configured_pages, shared_pages, zero_pages, broken_pages, candidate_pages, mappings,
 		meta_bytes;
 	u64 scanned_total, hashed_total, merged_total, zeroed_total, broken_total, discarded_total,
-		unmerged_total, failed_total, pinned_total, passes_total, repaired_total;
+		unmerged_total, failed_total, pinned_total, passes_total, repaired_total,
+		image_total,	   /* pages that began as an image's */
+		read_shared_total; /* of merged_total: found by share on read */
 	/* Chunks of 2 MiB that are huge pages and kept so; pages that splitting those would save,
 	 * as far as is known; chunks that were split to share. */
 	u64 huge_chunks, huge_saving_pages, huge_split_total;

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: MIT */
+#include <errno.h>
 #include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
 #include "common/clock.h"
 #include "ksmd/hash.h"
 #include "ksmd/jobs.h"
@@ -173,4 +176,104 @@ void promote_job_free(struct promote_job *j)
 {
 	if (j)
 		free_promote_job(&j->job);
+}
+
+static s64 to_ns(const struct timespec *t)
+{
+	return (s64)t->tv_sec * 1000000000 + t->tv_nsec;
+}
+
+/* Times of change are those of the last tick (10 ms at most) before kernel 6.13: a file that is
+ * younger may be written again without looking any different. */
+#define YOUNG_NS 20000000
+
+static int identify(struct image_job *j)
+{
+	struct timespec now;
+	struct stat st;
+
+	clock_gettime(CLOCK_REALTIME_COARSE, &now);
+	if (fstat(j->fd, &st) < 0)
+		return -errno;
+	if (!S_ISREG(st.st_mode))
+		return -EINVAL;
+	j->id = (struct image_id){
+		.dev = st.st_dev,
+		.ino = st.st_ino,
+		.size = (u64)st.st_size,
+		.mtime_ns = to_ns(&st.st_mtim),
+		.ctime_ns = to_ns(&st.st_ctim),
+	};
+	if (j->id.size < j->offset || j->id.size - j->offset < (u64)j->nr << PAGE_SHIFT)
+		return -EINVAL;
+	return to_ns(&now) - MAX(j->id.mtime_ns, j->id.ctime_ns) < YOUNG_NS ? -EAGAIN : 0;
+}
+
+static int read_pages(struct image_job *j)
+{
+	u64 bytes = (u64)j->nr << PAGE_SHIFT;
+
+	for (u64 done = 0; done < bytes;) {
+		ssize_t n = pread(j->fd, j->buf + done, bytes - done, (off_t)(j->offset + done));
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return n < 0 ? -errno : -ESTALE; /* shorter than it was */
+		done += (u64)n;
+	}
+	for (u32 i = 0; i < j->nr; i++) {
+		const u8 *page = j->buf + i * PAGE_BYTES;
+
+		j->zero[i] = page_is_zero(page);
+		j->hash[i] = j->zero[i] ? 0 : page_hash(page);
+	}
+	return 0;
+}
+
+static void image_job_run(struct reader_job *job)
+{
+	struct image_job *j = container_of(job, struct image_job, job);
+
+	j->err = 0;
+	if (j->what == IMAGE_CLOSE) {
+		close(j->fd);
+		return;
+	}
+	if (j->what == IMAGE_READ)
+		j->err = read_pages(j);
+	if (j->err == 0)
+		j->err = identify(j);
+}
+
+static void free_image_job(struct reader_job *job)
+{
+	struct image_job *j = container_of(job, struct image_job, job);
+
+	/* Given up while it hung, it has nobody else. */
+	if (j->target && j->what != IMAGE_CLOSE)
+		close(j->fd);
+	target_put(j->target);
+	free(j->buf);
+	free(j);
+}
+
+struct image_job *image_job_new(void)
+{
+	struct image_job *j = calloc(1, sizeof(*j));
+
+	if (!j)
+		return NULL;
+	j->job = (struct reader_job){ .run = image_job_run, .free = free_image_job };
+	j->buf = aligned_alloc(PAGE_BYTES, IMAGE_JOB_PAGES * PAGE_BYTES);
+	if (j->buf)
+		return j;
+	free(j);
+	return NULL;
+}
+
+void image_job_free(struct image_job *j)
+{
+	if (j)
+		free_image_job(&j->job);
 }

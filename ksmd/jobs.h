@@ -72,6 +72,34 @@ struct promote_job {
 	struct late_pages *late;   /* told when the job ends after it was given up */
 };
 
+/* A file that a VMM has passed: looking at it, reading it and closing it can all hang. */
+enum image_work {
+	IMAGE_STAT, /* is it a file of pages [offset, + nr), and which? */
+	IMAGE_READ, /* these pages, and then which file it is */
+	IMAGE_CLOSE,
+};
+
+/* A file as it is now: another size or time of change, another file. */
+struct image_id {
+	u64 dev, ino, size;
+	s64 mtime_ns, ctime_ns;
+};
+
+#define IMAGE_JOB_PAGES 256
+struct image_job {
+	struct reader_job job;
+	struct target *target; /* who passed it: left alone while this hangs */
+	enum image_work what;
+	int fd; /* the job's when it is given up, else the caller's; IMAGE_CLOSE closes it */
+	u64 offset;
+	u32 nr;
+	int err;
+	struct image_id id;
+	u64 hash[IMAGE_JOB_PAGES];
+	bool zero[IMAGE_JOB_PAGES];
+	u8 *buf; /* IMAGE_JOB_PAGES pages */
+};
+
 /* Empty, and without a target: jobs are kept and filled anew. */
 struct scan_job *scan_job_new(void);
 void scan_job_free(struct scan_job *j);
@@ -80,5 +108,7 @@ void hash_job_free(struct hash_job *j);
 /* For at most PROMOTION_PAGES pages; the caller fills in what they are. */
 struct promote_job *promote_job_new(void);
 void promote_job_free(struct promote_job *j);
+struct image_job *image_job_new(void);
+void image_job_free(struct image_job *j);
 
 #endif

@@ -31,7 +31,7 @@ static bool has_mappings_for(const struct ksm_vm *vm, const struct ksm_op_run *r
 {
 	u64 limit = vm->engine->cfg.maps_limit;
 
-	if (run->zero || is_repair(vm, run))
+	if (run->zero || run->image || is_repair(vm, run))
 		return true;
 	return now_us() >= vm->no_maps_until_us && vm->boundaries + 2 <= limit &&
 	       run->nr >= plan_shortest_run(vm->boundaries, limit);
@@ -71,9 +71,16 @@ static void fill_op(struct ksm_vm *vm)
 		struct ksm_op_run *q = &vm->queue[taken];
 		u32 nr = MIN(q->nr, vm->engine->cfg.request_pages - pages);
 
-		vm->op[vm->op_nr++] = (struct ksm_op_run){
-			.gpn = q->gpn, .spn = q->spn, .nr = nr, .zero = q->zero
-		};
+		/* Two kinds of requests. */
+		if (!q->image != !vm->queue[0].image)
+			break;
+
+		vm->op[vm->op_nr++] = (struct ksm_op_run){ .gpn = q->gpn,
+							   .spn = q->spn,
+							   .nr = nr,
+							   .zero = q->zero,
+							   .on_read = q->on_read,
+							   .image = q->image };
 		pages += nr;
 		if (nr < q->nr) {
 			q->gpn += nr;
@@ -125,7 +132,9 @@ static void pump_unmerge(struct ksm_vm *vm)
 
 void ops_pump(struct ksm_vm *vm)
 {
+	const struct engine_ops *ops = vm->engine->ops;
 	struct ksm_run runs[ENGINE_RUNS_MAX];
+	int err;
 
 	if (!vm->conn || vm->op_busy || vm->dying)
 		return;
@@ -149,7 +158,9 @@ void ops_pump(struct ksm_vm *vm)
 			.zero = o->zero,
 		};
 	}
-	if (vm->engine->ops->merge(vm->conn, vm->seq + 1, runs, vm->op_nr) == 0) {
+	err = (vm->op[0].image ? ops->map_image : ops->merge)(vm->conn, vm->seq + 1, runs,
+							      vm->op_nr);
+	if (err == 0) {
 		vm->seq++;
 		vm->op_busy = true;
 	} else {
@@ -191,12 +202,16 @@ static void settle(struct ksm_vm *vm, const struct ksm_op_run *o, u32 i, s32 sta
 	struct ksm_region *r = gpn_region(vm->engine, o->gpn);
 	u32 page = o->gpn + i - r->gpn;
 
+	if (o->image)
+		image_settled(vm, o->image, status);
 	if (status == 0 && o->zero) {
 		page_set(r, page, PG_ZERO);
 		vm->stats.zeroed_total++;
 	} else if (status == 0) {
-		(*(r->state[page] == PG_SHARED ? &vm->stats.repaired_total
-					       : &vm->stats.merged_total))++;
+		(*(o->image			 ? &vm->stats.image_total
+		   : r->state[page] == PG_SHARED ? &vm->stats.repaired_total
+						 : &vm->stats.merged_total))++;
+		vm->stats.read_shared_total += o->on_read;
 		page_set_shared(r, page,
 				o->spn + i); /* the request's reference becomes the page's */
 	} else {

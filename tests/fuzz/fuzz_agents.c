@@ -50,6 +50,8 @@ enum step {
 	STEP_SHARE,
 	STEP_MODE,
 	STEP_PASSES,
+	STEP_DISK_READ, /* pages get the blocks' content, or not, and it is said that they did */
+	STEP_IMAGE,	/* memory shall be a file's, which is what it is at the start */
 	NR_STEPS
 };
 
@@ -57,13 +59,14 @@ struct session {
 	int fd; /* -1: closed */
 	int store_fd;
 	bool asked;
-	bool lied; /* in a way that must end the connection */
+	bool image; /* it waits for the end of an IMAGE */
+	bool lied;  /* in a way that must end the connection */
 	struct wire_message request;
 };
 
 static struct core core;
 static u8 *arena;
-static int uffd = -1;
+static int uffd = -1, image_file;
 static struct session sessions[SESSIONS];
 static struct wire_message out;
 static char folder[96];
@@ -94,6 +97,16 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 	arena = mmap(NULL, ARENA_BYTES, PROT_READ | PROT_WRITE,
 		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	MUST(arena != MAP_FAILED);
+	image_file = memfd_create("image", MFD_CLOEXEC);
+	MUST(image_file >= 0);
+	for (u32 i = 0; i < 2 * ARENA_PAGES; i++) {
+		u8 page[PAGE_BYTES];
+
+		memset(page, i % CONTENTS, PAGE_BYTES);
+		MUST(write(image_file, page, PAGE_BYTES) == PAGE_BYTES);
+	}
+	/* A file that was written just now is none. */
+	usleep(50000);
 	uffd = uffd_open(FEATURES);
 	if (uffd < 0) /* nothing is merged then, but everything can still be said */
 		fprintf(stderr, "fuzz_agents: no userfaultfd: %s\n", strerror(-uffd));
@@ -162,6 +175,7 @@ static void daemon_start(struct input *in)
 		.enabled = true,
 		.maps_limit = 4 + input_u8(in),
 		.vm_max_bytes = MIB(64),
+		.image_max_bytes = 2 * ARENA_BYTES,
 	};
 
 	memset(&core, 0, sizeof(core));
@@ -198,7 +212,8 @@ static void must_add_up(void)
 				refs[d] += shared + n;
 	}
 	for (u32 d = 0; d < core.engine->nr_domains; d++)
-		MUST(store_total_refs(core.engine->domains[d]->store) == refs[d]);
+		MUST(store_total_refs(core.engine->domains[d]->store) ==
+		     refs[d] + core.engine->domains[d]->image_refs);
 }
 
 static void run_passes(u32 nr)
@@ -269,7 +284,7 @@ static void must_be_sensible(struct session *s)
 	MUST(!s->asked && !s->lied);
 	MUST(s->store_fd >= 0 && fstat(s->store_fd, &st) == 0);
 	for (u32 i = 0; i < wire_count(m); i++) {
-		bool merge = m->h.type == WIRE_MERGE;
+		bool merge = m->h.type != WIRE_UNMERGE;
 		const struct wire_run *r = &m->runs[i];
 		u64 hva = merge ? r->hva : m->ranges[i].hva;
 		u64 bytes = merge ? (u64)r->nr_pages << PAGE_SHIFT : m->ranges[i].bytes;
@@ -304,6 +319,13 @@ static void session_read(struct session *s)
 			break;
 		case WIRE_REFUSE:
 			break;
+		case WIRE_IMAGE_END:
+			MUST(s->image);
+			s->image = false;
+			break;
+		case WIRE_IMAGE_RUNS:
+			MUST(s->image);
+			/* fall through */
 		case WIRE_MERGE:
 		case WIRE_UNMERGE:
 			memcpy(m, &in, in.h.bytes);
@@ -409,7 +431,7 @@ static bool fits(const struct session *s, u32 nr)
 	const struct wire_message *m = &s->request;
 	u32 n = 0, in_segment = 0;
 
-	for (u32 i = 0; m->h.type == WIRE_MERGE && i < wire_count(m); i++) {
+	for (u32 i = 0; m->h.type != WIRE_UNMERGE && i < wire_count(m); i++) {
 		for (u64 k = 0; k < m->runs[i].nr_pages; k++) {
 			const struct wire_segment *g = &out.segments[n];
 
@@ -434,7 +456,7 @@ static void lie(struct session *s, struct input *in)
 	u8 bend = input_u8(in);
 	u32 n = 0;
 
-	for (u32 i = 0; s->asked && m->h.type == WIRE_MERGE && i < wire_count(m); i++) {
+	for (u32 i = 0; s->asked && m->h.type != WIRE_UNMERGE && i < wire_count(m); i++) {
 		for (u32 k = 0; k < m->runs[i].nr_pages; n++) {
 			u8 choice = input_u8(in);
 			u32 nr = 1 + (choice >> 3) % (m->runs[i].nr_pages - k);
@@ -454,7 +476,7 @@ static void lie(struct session *s, struct input *in)
 	if (bend & 4 && n)
 		out.segments[n - 1].nr_pages += input_u8(in);
 	out.done = (struct wire_done){ input_u64(in), input_u64(in), input_u64(in) };
-	s->lied |= bend & 8 || !fits(s, n);
+	s->lied |= s->fd >= 0 && (bend & 8 || !fits(s, n));
 	s->asked = false;
 	say(s, WIRE_DONE, m->h.seq + (bend & 8 ? 1 : 0),
 	    sizeof(out.done) + n * sizeof(out.segments[0]));
@@ -467,6 +489,49 @@ static void say_raw(struct session *s, struct input *in)
 
 	input_bytes(in, out.bytes, nr);
 	say(s, (enum wire_type)type, input_u8(in), nr);
+}
+
+static void say_disk_reads(struct session *s, struct input *in)
+{
+	u8 nr = input_u8(in) % 8;
+
+	for (u32 i = 0; i < nr; i++) {
+		struct wire_range range = choose_range(in);
+		u8 block = input_u8(in);
+
+		out.reads[i] = (struct wire_read){
+			.hva = range.hva,
+			.disk = { block >> 6, 0 },
+			.sector = block & 0x3f,
+			.nr_pages = (u32)(range.bytes >> PAGE_SHIFT),
+		};
+		if (block & 1 && range.bytes && range.bytes <= arena_left(range.hva))
+			arena_write((u32)((range.hva - (u64)(uintptr_t)arena) >> PAGE_SHIFT),
+				    block);
+	}
+	say(s, WIRE_DISK_READ, 0, nr * sizeof(out.reads[0]));
+}
+
+static void say_image(struct session *s, struct input *in)
+{
+	struct wire_range range = choose_range(in);
+	u8 page = input_u8(in);
+	bool inside = range.bytes && range.bytes <= arena_left(range.hva);
+
+	/* Memory elsewhere would be ours to fill. */
+	if (s->fd < 0 || !inside)
+		return;
+	wire_init(&out, WIRE_IMAGE, 0, sizeof(out.image));
+	out.image = (struct wire_image){
+		.hva = range.hva,
+		.bytes = range.bytes,
+		.offset = (u64)(page % (2 * ARENA_PAGES)) * PAGE_BYTES,
+	};
+	if (wire_send(s->fd, &out, page & 0x80 ? uffd : image_file, 0) < 0)
+		return;
+	/* Only one at a time, and only by who was let in. */
+	s->lied |= s->image || s->store_fd < 0;
+	s->image = true;
 }
 
 static void take_step(enum step step, struct input *in)
@@ -539,7 +604,13 @@ static void take_step(enum step step, struct input *in)
 		if (vm)
 			engine_vm_set_mode(vm, (enum ksm_mode)(input_u8(in) % 3));
 		break;
-	default:
+	case STEP_DISK_READ:
+		say_disk_reads(s, in);
+		break;
+	case STEP_IMAGE:
+		say_image(s, in);
+		break;
+	default: /* STEP_PASSES */
 		run_passes(1 + input_u8(in) % 8);
 	}
 }

@@ -6,7 +6,7 @@
  *
  * Properties: nothing behind the packet is read; what is accepted keeps the promises that the two
  * ends rely on (said here again, independently of wire.c); wire_recv() says what wire_check() says,
- * gives a descriptor to the caller only with a WELCOME, and leaks none.
+ * gives a descriptor to the caller only with a WELCOME or an IMAGE, and leaks none.
  */
 #include <errno.h>
 #include <sys/socket.h>
@@ -40,7 +40,7 @@ static void must_be_good(const struct wire_message *m, size_t bytes)
 	u64 pages = 0;
 
 	MUST(m->h.magic == WIRE_MAGIC && m->h.bytes == bytes);
-	MUST(m->h.type == WIRE_HELLO || m->h.version == WIRE_VERSION);
+	MUST(m->h.type == WIRE_HELLO || m->h.version == (m->h.type >= WIRE_DISK_READ ? 2 : 1));
 	switch (m->h.type) {
 	case WIRE_HELLO:
 		MUST(bytes == sizeof(m->h) + sizeof(m->hello));
@@ -64,13 +64,24 @@ static void must_be_good(const struct wire_message *m, size_t bytes)
 		MUST(bytes == sizeof(m->h) + sizeof(m->range));
 		must_be_range(m->range.hva, m->range.bytes);
 		break;
+	case WIRE_IMAGE:
+		MUST(bytes == sizeof(m->h) + sizeof(m->image));
+		must_be_range(m->image.hva, m->image.bytes);
+		MUST(m->image.offset % PAGE_BYTES == 0);
+		MUST(m->image.offset + m->image.bytes > m->image.offset);
+		break;
+	case WIRE_IMAGE_END:
+		MUST(bytes == sizeof(m->h) + sizeof(m->image_end) && m->image_end.status <= 0);
+		break;
+	case WIRE_IMAGE_RUNS:
 	case WIRE_MERGE:
 		MUST(n <= WIRE_RUNS_MAX && bytes == sizeof(m->h) + n * sizeof(m->runs[0]));
 		for (u32 i = 0; i < n; i++) {
 			const struct wire_run *r = &m->runs[i];
 
 			must_be_range(r->hva, (u64)r->nr_pages * PAGE_BYTES);
-			MUST(r->kind == WIRE_RUN_STORE || r->kind == WIRE_RUN_ZERO);
+			MUST(r->kind == WIRE_RUN_STORE ||
+			     (r->kind == WIRE_RUN_ZERO && m->h.type == WIRE_MERGE));
 			MUST(r->kind == WIRE_RUN_ZERO ||
 			     (r->store_offset % PAGE_BYTES == 0 &&
 			      r->store_offset + (u64)r->nr_pages * PAGE_BYTES > r->store_offset));
@@ -93,6 +104,17 @@ static void must_be_good(const struct wire_message *m, size_t bytes)
 				      (u64)m->segments[i].nr_pages * PAGE_BYTES);
 			MUST(m->segments[i].status <= 0);
 		}
+		break;
+	case WIRE_DISK_READ:
+		MUST(n <= WIRE_READS_MAX && bytes == sizeof(m->h) + n * sizeof(m->reads[0]));
+		for (u32 i = 0; i < n; i++) {
+			const struct wire_read *r = &m->reads[i];
+
+			must_be_range(r->hva, (u64)r->nr_pages * PAGE_BYTES);
+			MUST(r->sector + (u64)r->nr_pages * 8 > r->sector);
+			pages += r->nr_pages;
+		}
+		MUST(pages <= WIRE_READ_PAGES_MAX);
 		break;
 	default:
 		MUST(!"a message of no known type was accepted");
@@ -161,7 +183,8 @@ int LLVMFuzzerTestOneInput(const u8 *data, size_t size)
 	MUST(r == 0 || why_received);
 	if (r == 0) {
 		MUST(memcmp(&received, m, size) == 0);
-		MUST((fd >= 0) == (received.h.type == WIRE_WELCOME));
+		MUST((fd >= 0) ==
+		     (received.h.type == WIRE_WELCOME || received.h.type == WIRE_IMAGE));
 		if (fd >= 0)
 			close(fd);
 	} else {

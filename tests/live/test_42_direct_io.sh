@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# timeout: 240
+# timeout: 290
 # Pages under DMA: a stock guest moves checked content between its memory and a disk that QEMU has open with O_DIRECT, so
 # that the kernel writes guest memory behind the page tables, while the daemon merges as fast as it can. No wrong
 # byte; and what the guest broke in store mappings is left alone, unlike in a guest without such a disk.
@@ -90,16 +90,20 @@ if [ $rc -eq 77 ]; then
 	exit
 fi
 check_ge direct_io_pinned_control_errors 1 "$(pinned_value deny errors)"
-pinned pinned
-rc=$?
-grep -v '^ballast:' "$RUN/pinned.log" | sed 's/^/# /'
-check_eq direct_io_pinned_status 0 $rc
-check_eq direct_io_pinned_errors 0 "$(pinned_value pinned errors)"
-check_ge direct_io_pinned_reads 5000 "$(pinned_value pinned reads)"
-check_ge direct_io_pinned_others_merged 7000 "$(pinned_value pinned others_merged)"
-check_eq direct_io_pinned_anon_merged 0 "$(pinned_value pinned anon_merged)"
-check_ge direct_io_pinned_anon_refused 256 "$(pinned_value pinned anon_refused)"
-check_eq direct_io_pinned_broken_merged 0 "$(pinned_value pinned broken_merged)"
-check_ge direct_io_pinned_broken_refused 256 "$(pinned_value pinned broken_refused)"
-check_eq direct_io_pinned_merges_afterwards 1 "$(pinned_value pinned merged_after)"
+pinned forget --forget
+check_ge direct_io_pins_control_errors 1 "$(pinned_value forget errors)"
+for vm in pinned pins; do
+	if [ $vm = pins ]; then pinned $vm --pins; else pinned $vm; fi
+	rc=$?
+	grep -v '^ballast:' "$RUN/$vm.log" | sed 's/^/# /'
+	check_eq direct_io_${vm}_status 0 $rc
+	check_eq direct_io_${vm}_errors 0 "$(pinned_value $vm errors)"
+	check_ge direct_io_${vm}_reads 5000 "$(pinned_value $vm reads)"
+	check_ge direct_io_${vm}_others_merged 7000 "$(pinned_value $vm others_merged)"
+	check_eq direct_io_${vm}_anon_merged 0 "$(pinned_value $vm anon_merged)"
+	check_ge direct_io_${vm}_anon_refused 256 "$(pinned_value $vm anon_refused)"
+	check_eq direct_io_${vm}_broken_merged 0 "$(pinned_value $vm broken_merged)"
+	check_ge direct_io_${vm}_broken_refused 256 "$(pinned_value $vm broken_refused)"
+	check_eq direct_io_${vm}_merges_afterwards 1 "$(pinned_value $vm merged_after)"
+done
 check direct_io_daemon_survives alive "$DAEMON_PID"

@@ -193,6 +193,14 @@ responsive agent_discard_busy_responsive || wait_for 60 take_status
 end_process "$PID" TERM
 settled discard
 
+# Nor must hints: 200 messages of 16,384 pages each.
+begin
+start "$RUN/reads.out" timeout 60 "$TOOL" reads 200
+responsive agent_reads_busy_responsive || wait_for 60 take_status
+wait "$PID"
+check_eq agent_reads 0 $?
+settled reads
+
 # Address space that is not there must not use up what VMs need: 8 TiB of it, then an honest VM.
 begin
 tool_start claim claim 64 128

@@ -5,10 +5,11 @@
  * say by then. So a pinned page that is merged is found out: what is read into it does not show in
  * memory.
  *
- *   tool_pinned NAME FILE [--deny]
+ *   tool_pinned NAME FILE [--deny | --pins | --forget]
  *
  * FILE is scratch space. With --deny the VMM says that it has no DMA: a lie that must show as
- * errors.
+ * errors. With --pins it says which pages are pinned, by bh_pin(), so that the agent looks at no
+ * descriptor; with --forget it promises to and does not, which must show, too.
  *
  * Memory is full of contents that repeat, so all of it can merge but for what is pinned:
  *
@@ -257,15 +258,20 @@ int main(int argc, char **argv)
 	struct bh_agent *a;
 	struct bh_stats anon, broken, done;
 	u64 reads, anon_merged, broken_merged, others;
-	bool first, after;
+	bool first, after, pins;
+	const char *how;
 	int r;
 
-	if (argc != 3 && !(argc == 4 && strcmp(argv[3], "--deny") == 0)) {
-		fprintf(stderr, "usage: tool_pinned NAME FILE [--deny]\n");
+	how = argc == 4 ? argv[3] : "";
+	pins = strcmp(how, "--pins") == 0;
+	if (argc < 3 || argc > 4 ||
+	    (argc == 4 && !pins && strcmp(how, "--deny") != 0 && strcmp(how, "--forget") != 0)) {
+		fprintf(stderr, "usage: tool_pinned NAME FILE [--deny | --pins | --forget]\n");
 		return 2;
 	}
 	cfg.name = argv[1];
-	cfg.dma_active = argc == 4 ? deny : NULL;
+	cfg.dma_active = strcmp(how, "--deny") == 0 ? deny : NULL;
+	cfg.pins_exactly = pins || strcmp(how, "--forget") == 0;
 	if (setup(argv[2]))
 		return 1;
 	if (ring_open(&ring) < 0 || pin_anon(&ring) < 0) {
@@ -275,6 +281,8 @@ int main(int argc, char **argv)
 	r = bh_new(&cfg, &a);
 	if (r == 0)
 		r = bh_region_add(a, mem, NR_PAGES * PAGE_BYTES, 0, "ram");
+	if (r == 0 && pins)
+		r = bh_pin(a, mem + ANON_FIRST * PAGE_WORDS, SET_PAGES * PAGE_BYTES);
 	if (r < 0) {
 		errno = -r;
 		return fail("agent");
@@ -288,6 +296,8 @@ int main(int argc, char **argv)
 	bh_stats(a, &anon);
 
 	/* Pages in mappings of the store: the second pin breaks them. */
+	if (pins)
+		bh_pin(a, mem + BROKEN_FIRST * PAGE_WORDS, SET_PAGES * PAGE_BYTES);
 	if (unpin(&ring) < 0 || pin(&ring) < 0)
 		return fail("pinning merged memory");
 	reads += read_and_check(&ring, 2, READ_US);
@@ -296,6 +306,10 @@ int main(int argc, char **argv)
 
 	if (unpin(&ring) < 0)
 		return fail("unpinning");
+	if (pins) {
+		bh_unpin(a, mem + ANON_FIRST * PAGE_WORDS, SET_PAGES * PAGE_BYTES);
+		bh_unpin(a, mem + BROKEN_FIRST * PAGE_WORDS, SET_PAGES * PAGE_BYTES);
+	}
 	after = wait_in_store(ANON_FIRST, SET_PAGES, SET_PAGES) &&
 		wait_in_store(BROKEN_FIRST, SET_PAGES, SET_PAGES);
 	bh_stats(a, &done);

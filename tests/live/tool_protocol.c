@@ -9,8 +9,10 @@
  *   tool_protocol done                wrong answers to a real MERGE request
  *   tool_protocol regions             overlapping, enormous and numberless regions
  *   tool_protocol claim GIB COUNT     regions of GIB of address space that is not mapped; stays
- * until SIGTERM tool_protocol discard GIB         whole-region DISCARDs, as many as fit in a
- * message, 16 messages tool_protocol random COUNT SEED   random and half-random packets
+ *                                     until SIGTERM
+ *   tool_protocol discard GIB         whole-region DISCARDs, as many as fit in a message, 16
+ * messages tool_protocol reads COUNT         as many DISK_READs of as many pages as there can be
+ *   tool_protocol random COUNT SEED   random and half-random packets
  *   tool_protocol crowd COUNT SECONDS holds COUNT connections and says nothing on them
  *
  * Prints "bad CASE: ..." for each answer that is not the right one, and ends with "CASES n CLOSED c
@@ -210,6 +212,22 @@ static void make(struct wire_message *m, u32 type)
 		m->segments[0] = m->segments[1] =
 			(struct wire_segment){ .hva = hva, .nr_pages = 1 };
 		return;
+	case WIRE_IMAGE:
+		wire_init(m, type, 0, sizeof(m->image));
+		m->image = (struct wire_image){ hva, PAGE_BYTES, 0 };
+		return;
+	case WIRE_IMAGE_RUNS:
+		wire_init(m, type, 1, sizeof(m->runs[0]));
+		m->runs[0] = (struct wire_run){ .hva = hva, .nr_pages = 1, .kind = WIRE_RUN_STORE };
+		return;
+	case WIRE_IMAGE_END:
+		wire_init(m, type, 0, sizeof(m->image_end));
+		return;
+	case WIRE_DISK_READ:
+		wire_init(m, type, 0, 2 * sizeof(m->reads[0]));
+		m->reads[0] = m->reads[1] =
+			(struct wire_read){ .hva = hva, .sector = 8, .nr_pages = 1 };
+		return;
 	default:
 		make_ranges(m, type, hva, PAGE_BYTES, 2);
 	}
@@ -269,13 +287,18 @@ static u64 *first_hva(struct wire_message *m)
 		return &m->region.hva;
 	case WIRE_REGION_DEL:
 		return &m->range.hva;
+	case WIRE_IMAGE:
+		return &m->image.hva;
 	case WIRE_MERGE:
+	case WIRE_IMAGE_RUNS:
 		return &m->runs[0].hva;
 	case WIRE_DONE:
 		return &m->segments[0].hva;
 	case WIRE_UNMERGE:
 	case WIRE_DISCARD:
 		return &m->ranges[0].hva;
+	case WIRE_DISK_READ:
+		return &m->reads[0].hva;
 	default:
 		return NULL;
 	}
@@ -285,7 +308,8 @@ static u64 *first_hva(struct wire_message *m)
 static u64 *first_bytes(struct wire_message *m)
 {
 	bool in_bytes = m->h.type == WIRE_REGION_ADD || m->h.type == WIRE_REGION_DEL ||
-			m->h.type == WIRE_UNMERGE || m->h.type == WIRE_DISCARD;
+			m->h.type == WIRE_UNMERGE || m->h.type == WIRE_DISCARD ||
+			m->h.type == WIRE_IMAGE;
 
 	return in_bytes ? first_hva(m) + 1 : NULL;
 }
@@ -361,8 +385,8 @@ static bool bend_half_header(struct wire_message *m, struct sending *s)
 static bool bend_header_only(struct wire_message *m, struct sending *s)
 {
 	m->h.bytes = s->bytes = sizeof(m->h);
-	/* Without ranges these say nothing, and are not wrong. */
-	return m->h.type != WIRE_DISCARD;
+	/* Without elements these say nothing, and are not wrong. */
+	return m->h.type != WIRE_DISCARD && m->h.type != WIRE_DISK_READ;
 }
 
 static bool bend_cut(struct wire_message *m, struct sending *s)
@@ -394,7 +418,8 @@ static bool bend_huge(struct wire_message *m, struct sending *s)
 
 static bool bend_one_fd(struct wire_message *m, struct sending *s)
 {
-	s->nr_fds = 1;
+	/* The one that has one goes without. */
+	s->nr_fds = !s->nr_fds;
 	return true;
 }
 
@@ -474,7 +499,7 @@ static const struct bend {
 	{ "a byte more", bend_longer },
 	{ "too many elements", bend_too_many },
 	{ "longer than any", bend_huge },
-	{ "one descriptor", bend_one_fd },
+	{ "one descriptor, or none", bend_one_fd },
 	{ "many descriptors", bend_many_fds },
 	{ "not aligned", bend_unaligned },
 	{ "empty range", bend_no_bytes },
@@ -496,7 +521,7 @@ static void one_bent(enum state state, u32 type, const struct bend *b)
 		return;
 	}
 	make(&packet.m, type);
-	s = (struct sending){ .bytes = packet.m.h.bytes };
+	s = (struct sending){ .bytes = packet.m.h.bytes, .nr_fds = type == WIRE_IMAGE };
 	if (b->bend(&packet.m, &s)) {
 		send_raw(sock, &packet, s.bytes, s.nr_fds);
 		expect_closed(name, sock);
@@ -523,15 +548,72 @@ static void out_of_place(void)
 		enum state state;
 		u32 type;
 	} list[] = {
-		{ NEW, WIRE_REGION_ADD }, { NEW, WIRE_REGION_DEL }, { NEW, WIRE_DISCARD },
-		{ NEW, WIRE_DONE },	  { NEW, WIRE_MERGE },	    { NEW, WIRE_UNMERGE },
-		{ NEW, WIRE_REFUSE },	  { READY, WIRE_HELLO },    { READY, WIRE_DONE },
-		{ READY, WIRE_MERGE },	  { READY, WIRE_UNMERGE },  { READY, WIRE_REFUSE },
-		{ REGION, WIRE_HELLO },	  { REGION, WIRE_DONE },    { REGION, WIRE_MERGE },
-		{ REGION, WIRE_UNMERGE },
+		{ NEW, WIRE_REGION_ADD },   { NEW, WIRE_REGION_DEL }, { NEW, WIRE_DISCARD },
+		{ NEW, WIRE_DONE },	    { NEW, WIRE_MERGE },      { NEW, WIRE_UNMERGE },
+		{ NEW, WIRE_REFUSE },	    { READY, WIRE_HELLO },    { READY, WIRE_DONE },
+		{ READY, WIRE_MERGE },	    { READY, WIRE_UNMERGE },  { READY, WIRE_REFUSE },
+		{ REGION, WIRE_HELLO },	    { REGION, WIRE_DONE },    { REGION, WIRE_MERGE },
+		{ REGION, WIRE_UNMERGE },   { NEW, WIRE_DISK_READ },  { REGION, WIRE_IMAGE_RUNS },
+		{ REGION, WIRE_IMAGE_END },
 	};
 	for (u32 i = 0; i < ARRAY_SIZE(list); i++)
 		one_out_of_place(list[i].state, list[i].type);
+}
+
+/* Agents of version 1 are served, and have no messages of version 2. */
+static void versions(void)
+{
+	int sock;
+
+	for (u16 v = WIRE_VERSION_LOWEST; v <= WIRE_VERSION; v++) {
+		sock = dial();
+		make_hello(&packet.m);
+		packet.m.h.version = packet.m.hello.version_highest = v;
+		send_message(sock, &packet.m);
+		verdict("HELLO of an older version",
+			next_message(sock, ANSWER_MS) == WIRE_WELCOME && answer.m.h.version == 1 &&
+				answer.m.welcome.version == v,
+			"no WELCOME of that version");
+		make(&packet.m, WIRE_REGION_ADD);
+		send_message(sock, &packet.m);
+		make(&packet.m, WIRE_DISK_READ);
+		send_message(sock, &packet.m);
+		if (v < 2) {
+			expect_closed("DISK_READ in version 1", sock);
+		} else {
+			expect_open("DISK_READ in version 2", sock);
+			close(sock);
+		}
+	}
+}
+
+static void disk_reads(void)
+{
+	static const struct {
+		s64 from;
+		u32 nr_pages;
+	} list[] = {
+		{ -(s64)PAGE_BYTES, 1 },       /* before */
+		{ RAM_BYTES, 1 },	       /* behind */
+		{ -(s64)PAGE_BYTES, 2 },       /* over the begin */
+		{ RAM_BYTES - PAGE_BYTES, 2 }, /* over the end */
+		{ 0, WIRE_READ_PAGES_MAX },    /* far over the end */
+		{ 0, RAM_BYTES / PAGE_BYTES }, /* all of it, of blocks that were told before */
+	};
+	int sock = dial_to(REGION);
+
+	for (u32 n = 0; n < 3; n++) {
+		for (u32 i = 0; i < ARRAY_SIZE(list); i++) {
+			make(&packet.m, WIRE_DISK_READ);
+			packet.m.h.bytes -= sizeof(packet.m.reads[0]);
+			packet.m.reads[0].hva = (u64)(uintptr_t)ram + list[i].from;
+			packet.m.reads[0].nr_pages = list[i].nr_pages;
+			packet.m.reads[0].sector = n;
+			send_message(sock, &packet.m);
+		}
+	}
+	expect_open("DISK_READ of any memory", sock);
+	close(sock);
 }
 
 /* Each costs a connection and a line of the log that names the reason, not a breach of the
@@ -555,6 +637,8 @@ static void refused(void)
 	verdict("HELLO of 64 KiB pages", next_message(sock, ANSWER_MS) == WIRE_REFUSE, "no REFUSE");
 	verdict("HELLO of 64 KiB pages", is_closed(sock, ANSWER_MS), "not closed");
 	close(sock);
+
+	versions();
 
 	/* A second connection of one process. */
 	sock = dial_to(READY);
@@ -630,7 +714,7 @@ static void run_kinds(void)
 		{ NEW, WIRE_HELLO, "length + 8" },
 		{ READY, WIRE_DISCARD, "longer than any" },
 		{ READY, WIRE_DISCARD, "a byte more" },
-		{ READY, WIRE_REGION_ADD, "one descriptor" },
+		{ READY, WIRE_REGION_ADD, "one descriptor, or none" },
 		{ NEW, WIRE_HELLO, "string without end" },
 		{ READY, WIRE_REGION_ADD, "range wraps" },
 		{ READY, WIRE_DONE, "not aligned" },
@@ -655,6 +739,7 @@ static void run_states(void)
 				one_bent(s, t, &bends[b]);
 	out_of_place();
 	discards();
+	disk_reads();
 	refused();
 }
 
@@ -928,6 +1013,35 @@ static void run_discard(u64 gib)
 	close(sock);
 }
 
+/* Of memory that is registered, in blocks that are new each time, then again: ever more to remember
+ * and ever more to look at. */
+static void run_reads(u32 count)
+{
+	u64 bytes = (u64)WIRE_READ_PAGES_MAX << PAGE_SHIFT;
+	void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+			MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	int sock = dial_to(READY);
+
+	if (at == MAP_FAILED) {
+		verdict("memory", false, strerror(errno));
+		return;
+	}
+	make_region(&packet.m, (u64)(uintptr_t)at, bytes);
+	send_message(sock, &packet.m);
+	make(&packet.m, WIRE_DISK_READ);
+	packet.m.h.bytes -= sizeof(packet.m.reads[0]);
+	packet.m.reads[0].hva = (u64)(uintptr_t)at;
+	packet.m.reads[0].nr_pages = WIRE_READ_PAGES_MAX;
+	for (u32 i = 0; i < count && !stop_signal; i++) {
+		packet.m.reads[0].sector = (u64)(i % (count / 2 + 1)) << 32;
+		if (wire_send(sock, &packet.m, -1, ANSWER_MS) == 0)
+			nr_cases++;
+	}
+	verdict("DISK_READs are taken", nr_cases == count, "the daemon does not read them");
+	expect_open("DISK_READs without an end", sock);
+	close(sock);
+}
+
 /* --- random ------------------------------------------------------------------------------------
  */
 
@@ -1056,6 +1170,8 @@ int main(int argc, char **argv)
 		run_regions();
 	else if (strcmp(what, "claim") == 0)
 		run_claim(a, b);
+	else if (strcmp(what, "reads") == 0)
+		run_reads((u32)a);
 	else if (strcmp(what, "discard") == 0)
 		run_discard(a);
 	else if (strcmp(what, "random") == 0)

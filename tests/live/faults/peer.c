@@ -23,6 +23,8 @@ static u32 nr_known;
 static u32 seq_asked, seq_done;
 static struct wire_message done; /* the answer to seq_done */
 
+static u32 seq_image; /* of the runs of an IMAGE; 0: none is asked for */
+
 static int listener, store_fd, store_ro_fd, offered_fd = -1;
 static u64 store_bytes;
 static struct wire_message rx, tx;
@@ -36,6 +38,34 @@ static void forget(u64 hva)
 		}
 }
 
+/* What the agent wants there is what the store has at the file's offset: in two runs, of which the
+ * second may fail where the first did not. */
+static void give_image(void)
+{
+	const struct wire_image want = rx.image;
+	u32 nr = (u32)(want.bytes >> PAGE_SHIFT);
+
+	wire_init(&tx, WIRE_IMAGE_RUNS, ++seq_asked, 2 * sizeof(tx.runs[0]));
+	tx.runs[0] = (struct wire_run){ want.hva, want.offset, nr / 2, WIRE_RUN_STORE };
+	tx.runs[1] = (struct wire_run){ want.hva + nr / 2 * PAGE_BYTES,
+					want.offset + nr / 2 * PAGE_BYTES, nr - nr / 2,
+					WIRE_RUN_STORE };
+	seq_image = seq_asked;
+	(void)wire_send(sock, &tx, -1, PATIENCE_MS);
+}
+
+static void end_image(void)
+{
+	s32 worst = 0;
+
+	for (u32 i = 0; i < wire_count(&rx); i++)
+		worst = rx.segments[i].status ? rx.segments[i].status : worst;
+	wire_init(&tx, WIRE_IMAGE_END, 0, sizeof(tx.image_end));
+	tx.image_end = (struct wire_image_end){ .status = worst };
+	seq_image = 0;
+	(void)wire_send(sock, &tx, -1, PATIENCE_MS);
+}
+
 static void take_message(void)
 {
 	pthread_mutex_lock(&lock);
@@ -47,7 +77,12 @@ static void take_message(void)
 	case WIRE_REGION_DEL:
 		forget(rx.range.hva);
 		break;
+	case WIRE_IMAGE:
+		give_image();
+		break;
 	case WIRE_DONE:
+		if (seq_image && rx.h.seq == seq_image)
+			end_image();
 		done = rx;
 		seq_done = rx.h.seq;
 		break;
@@ -61,8 +96,11 @@ static bool next_message(int fd)
 	struct pollfd p = { .fd = fd, .events = POLLIN };
 	const char *why;
 	int got = -1;
+	bool right = poll(&p, 1, -1) == 1 && wire_recv(fd, &rx, &got, &why) == 0;
 
-	return poll(&p, 1, -1) == 1 && wire_recv(fd, &rx, &got, &why) == 0;
+	if (got >= 0)
+		close(got);
+	return right;
 }
 
 static bool welcome(int fd)
@@ -76,7 +114,7 @@ static bool welcome(int fd)
 	wire_init(m, WIRE_WELCOME, 0, sizeof(m->welcome));
 	m->welcome.version = WIRE_VERSION;
 	m->welcome.store_bytes = store_bytes;
-	nr_known = 0;
+	nr_known = seq_image = 0;
 	sock = fd;
 	nr_connection++;
 	pthread_cond_broadcast(&changed);

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 #include "tests/live/faults/scenarios.h"
 
 /* The guest's pages, and what is in them: content numbers follow the pages, from the one named. */
@@ -27,6 +28,9 @@
 #define OTHER_ASKED 104
 #define HOLES	    64 /* 16 that were never touched */
 #define NR_HOLES    16
+#define IMAGE	    128 /* 32 that were never touched, and shall be a snapshot's */
+#define NR_IMAGE    32
+#define IMAGE_FIRST 7 /* its first content */
 
 #define STATUS_MAX  128
 #define TRIES	    20
@@ -532,6 +536,70 @@ static void add_act(void)
 	vmm_add();
 }
 
+/* A file with the contents, as the store has them. */
+static int snapshot(void)
+{
+	static int fd = -1;
+
+	if (fd < 0) {
+		fd = memfd_create("snapshot", MFD_CLOEXEC);
+		if (write(fd, contents, sizeof(contents)) != sizeof(contents))
+			say("no snapshot");
+	}
+	return fd;
+}
+
+/* All or nothing. */
+static void take_image(bool must)
+{
+	int fd = snapshot(), r;
+	bool done;
+
+	inject_as_vmm(!must);
+	r = bh_region_from_image(agent, guest_page(IMAGE), NR_IMAGE * PAGE_BYTES, fd,
+				 IMAGE_FIRST * PAGE_BYTES);
+	inject_as_vmm(false);
+	done = r == 0;
+	/* Memory that may be either must not be used. */
+	if (r == -ENOTRECOVERABLE)
+		return;
+	if (must && r < 0)
+		say("afterwards: no memory from an image: %s", strerror(-r));
+	for (u32 p = IMAGE; p < IMAGE + NR_IMAGE; p++) {
+		u32 want = done ? IMAGE_FIRST + p - IMAGE : 0;
+
+		if (memcmp(guest_page(p), contents[want], PAGE_BYTES) != 0)
+			say("page %u is not %s", p, done ? "the image's" : "empty");
+		guest_expect(p, want);
+	}
+	guest_use(IMAGE, NR_IMAGE, PAGE_STILL);
+}
+
+static void image_act(void)
+{
+	take_image(false);
+	if (!guest_lives())
+		say("a guest access hangs");
+}
+
+static void image_after(void)
+{
+	struct wire_run run = store_run(IMAGE, NR_IMAGE, NEW_CONTENT);
+	u32 left = 1;
+
+	/* Whatever came of it, the memory is like any other. */
+	write_all(IMAGE, NR_IMAGE, NEW_CONTENT, 1, PAGE_STILL);
+	merge_all(&run, 1);
+	guest_use(IMAGE, NR_IMAGE, PAGE_AWAY);
+	for (u32 i = 0; i < TRIES && left; i++) {
+		if (!peer_knows(guest_hva(0)))
+			say("the agent does not tell of its memory");
+		left = bh_discard(agent, guest_page(IMAGE), NR_IMAGE * PAGE_BYTES, MADV_DONTNEED) !=
+		       0;
+	}
+	take_image(true);
+}
+
 static struct wire_run grow_run(void)
 {
 	struct wire_run run = store_run(ZERO, 1, 0);
@@ -563,5 +631,6 @@ const struct scenario scenarios[] = {
 	{ "discard", discard_act, discard_after }, { "chunk", chunk_act, chunk_after },
 	{ "holes", holes_act, holes_after },	   { "region", region_act, region_after },
 	{ "add", add_act, region_after },	   { "grow", grow_act, grow_after },
+	{ "image", image_act, image_after },
 };
 const u32 nr_scenarios = ARRAY_SIZE(scenarios);

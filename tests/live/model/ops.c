@@ -110,6 +110,25 @@ static void op_common_run(struct lane *l)
 		set_page(&s, s.page + i, 1 + (first + i) % MODEL_COMMON);
 }
 
+/* The same as a disk's doing, which the VMM tells of: mostly truly. */
+static void op_disk_read(struct lane *l)
+{
+	static const struct bh_disk disk = { { 1, 2 } };
+	struct span s = pick(l, RUN_MAX);
+	u32 first = some_common(l) % (MODEL_COMMON - RUN_MAX);
+	u32 lie = model_below(&l->rng, 8) ? 0 : model_below(&l->rng, RUN_MAX);
+	size_t bytes = (size_t)s.nr << PAGE_SHIFT;
+	void *at = model_at(s.r, s.page);
+	struct bh_agent *a = worker_agent_get();
+
+	bh_pin(a, at, bytes);
+	for (u32 i = 0; i < s.nr; i++)
+		set_page(&s, s.page + i, 1 + first + i);
+	bh_unpin(a, at, bytes);
+	bh_note_disk_read(a, at, bytes, &disk, (u64)(first + lie) * 8);
+	worker_agent_put();
+}
+
 static void op_unique(struct lane *l)
 {
 	struct span s = pick(l, 2);
@@ -269,12 +288,19 @@ static const struct {
 	void (*run)(struct lane *l);
 	u32 weight;
 } ops[] = {
-	{ op_common, 1500 }, { op_common_run, 900 },
-	{ op_unique, 700 },  { op_zero, 600 },
-	{ op_dirty, 900 },   { op_byte_and_back, 900 },
-	{ op_discard, 250 }, { op_discard_rewrite, 350 },
-	{ op_check, 3000 },  { op_replace, 4 },
-	{ op_region, 4 },    { op_fork, 4 },
+	{ op_common, 1500 },
+	{ op_common_run, 600 },
+	{ op_disk_read, 600 },
+	{ op_unique, 700 },
+	{ op_zero, 600 },
+	{ op_dirty, 900 },
+	{ op_byte_and_back, 900 },
+	{ op_discard, 250 },
+	{ op_discard_rewrite, 350 },
+	{ op_check, 3000 },
+	{ op_replace, 4 },
+	{ op_region, 4 },
+	{ op_fork, 4 },
 };
 
 void model_op(struct lane *l)
