@@ -338,7 +338,7 @@ Test(balloon_controller, inflated)
 Test(balloon_controller, takes_step_by_step)
 {
 	struct scene s;
-	u64 least = RAM;
+	u64 least = RAM, set_us = 0;
 
 	scene_init(&s);
 	for (u32 i = 0; i < 400; i++) {
@@ -348,7 +348,9 @@ Test(balloon_controller, takes_step_by_step)
 		if (s.d.set) {
 			cr_assert_leq(before - s.d.target_bytes, RAM / 1000 * 16);
 			cr_assert_lt(s.d.target_bytes, least);
+			cr_assert_geq(s.in.now_us - set_us, SECOND);
 			least = s.d.target_bytes;
+			set_us = s.in.now_us;
 		}
 		pass(&s, 100000, 100); /* it follows at once */
 	}
@@ -649,6 +651,8 @@ static void must_hold(const struct scene *s, const struct controller *before, u6
 		      MAX(s->cfg.step_bytes, in->ram_bytes / 1000 * s->cfg.step_permille));
 		HOLDS(d->target_bytes + MIB(1) > MAX(in->wish_bytes, s->cfg.floor_bytes));
 		HOLDS(d->reason == CONTROLLER_INFLATE);
+		HOLDS(!before->target_bytes ||
+		      in->now_us - before->target_us >= s->cfg.interval_us);
 	}
 	/* What we took is given back in the same step, all of it. */
 	if (pressed && before->target_bytes)
