@@ -116,6 +116,15 @@ static const struct qmp_session_ops session_ops = {
 	.event = on_event,
 };
 
+/* That the other side is gone is seen by reading or by writing, as it happens: one word for it. */
+static void close_session(struct qmp *q, int error)
+{
+	bool gone = error == ECONNRESET || error == EPIPE;
+
+	qmp_session_close(q->session, gone ? -ECONNRESET : -error,
+			  gone ? "hung up" : strerror(error));
+}
+
 static int read_some(struct qmp *q)
 {
 	char buf[READ_BYTES];
@@ -125,10 +134,7 @@ static int read_some(struct qmp *q)
 		return 0;
 	if (n > 0)
 		return qmp_session_input(q->session, buf, (size_t)n, now_us());
-	if (n < 0)
-		qmp_session_close(q->session, -errno, strerror(errno));
-	else
-		qmp_session_close(q->session, -ECONNRESET, "hung up");
+	close_session(q, n < 0 ? errno : ECONNRESET);
 	return qmp_session_error(q->session);
 }
 
@@ -144,7 +150,7 @@ static int write_some(struct qmp *q)
 	}
 	if (errno == EAGAIN || errno == EINTR)
 		return 0;
-	qmp_session_close(q->session, -errno, strerror(errno));
+	close_session(q, errno);
 	return qmp_session_error(q->session);
 }
 

@@ -33,7 +33,7 @@
 #define QMP_OUTPUT_MAX	(16 * 1024)
 /* Events are rare, and a round of polling brings some KiB: who sends more than this in a window
  * does not talk to us. */
-#define QMP_FLOOD_BYTES (4 << 20)
+#define QMP_FLOOD_BYTES (1 << 20)
 #define QMP_FLOOD_US	10000000ULL
 /* QEMU greets at once, unless it serves another client or its main loop hangs. */
 #define QMP_GREETING_US 5000000ULL

@@ -205,7 +205,7 @@ int main(int argc, char **argv)
 		cfg.retry_min_us = 200000;
 		cfg.retry_max_us = 1000000;
 		t.cfg.holdoff_us = 5000000;
-		t.cfg.progress_us = 4000000;
+		t.cfg.progress_us = 10000000;
 	}
 	must(sd_event_default(&t.event), "event loop");
 	add_signals();

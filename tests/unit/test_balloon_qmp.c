@@ -283,7 +283,7 @@ Test(qmp, too_much)
 	qmp_session_free(s);
 	s = ready_session();
 	for (u32 i = 0; i < 10; i++)
-		cr_expect_eq(input_many(s, "{\"event\": \"RTC_CHANGE\"}\n", 40000,
+		cr_expect_eq(input_many(s, "{\"event\": \"RTC_CHANGE\"}\n", 30000,
 					T0 + i * QMP_FLOOD_US),
 			     0, "%u", i);
 	cr_expect_eq(input_many(s, "{\"event\": \"RTC_CHANGE\"}\n", 200000, T0 + 10 * QMP_FLOOD_US),
