@@ -16,7 +16,7 @@ struct bvm {
 	const struct bvm_ops *ops;
 	void *arg;
 	struct bvm_info info;
-	bool hold;
+	bool hurry;
 	bool linked;
 	bool polling; /* the statistics' period was looked at since the device was found */
 	u32 nr_open;  /* questions of this round without an answer */
@@ -117,7 +117,12 @@ static void arm(struct bvm *b, u64 us)
 
 static bool visits(const struct bvm *b)
 {
-	return b->cfg.visit_us && !b->hold;
+	return b->cfg.visit_us != 0;
+}
+
+static u64 until_next_round(const struct bvm *b)
+{
+	return visits(b) && !b->hurry ? b->cfg.visit_us : b->cfg.poll_us;
 }
 
 static void end_round(struct bvm *b)
@@ -127,10 +132,10 @@ static void end_round(struct bvm *b)
 	b->info.nr_rounds++;
 	judge_driver(b);
 	b->ops->changed(b->arg);
-	/* That may have begun something: a target, a hold. */
+	/* That may have begun something: a target. */
 	if (visits(b) && !b->nr_open)
 		qmp_rest(b->qmp);
-	arm(b, visits(b) ? b->cfg.visit_us : b->cfg.poll_us);
+	arm(b, until_next_round(b));
 }
 
 static void ask(struct bvm *b, const char *command, json_t *args, qmp_done done)
@@ -547,12 +552,12 @@ const char *bvm_target_error(const struct bvm *b)
 	return b->target_error;
 }
 
-void bvm_hold(struct bvm *b, bool hold)
+void bvm_hurry(struct bvm *b, bool hurry)
 {
-	if (b->hold == hold)
+	if (b->hurry == hurry)
 		return;
-	b->hold = hold;
-	if (hold)
+	b->hurry = hurry;
+	if (hurry && !b->in_round)
 		bvm_poll(b);
 }
 

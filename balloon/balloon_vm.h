@@ -11,7 +11,7 @@
  *
  * Two ways to use a socket. Held: the connection stays. Visits: it is made for each round and given
  * up after it, some milliseconds later, so that others who use the socket now and then get their
- * turn; for sockets that nobody gave us. bvm_hold() holds one for as long as there is a target.
+ * turn; for sockets that nobody gave us. bvm_hurry() makes the visits as frequent as rounds.
  */
 #ifndef BALLAST_BALLOON_BALLOON_VM_H
 #define BALLAST_BALLOON_BALLOON_VM_H
@@ -89,13 +89,13 @@ const struct qmp *bvm_qmp(const struct bvm *b);
 /* Is what bvm_info() says of now? Then the connection is up, or was at the last visit. */
 bool bvm_linked(const struct bvm *b);
 
-/* Asks for a guest of that size. -ENOTCONN: not now (a visit is over). The answer comes later:
- * target_bytes, or bvm_target_error(). */
+/* Asks for a guest of that size. -ENOTCONN: not now, as between visits: the time to ask is within
+ * changed(). The answer comes later: target_bytes, or bvm_target_error(). */
 int bvm_set_target(struct bvm *b, u64 bytes);
 const char *bvm_target_error(const struct bvm *b); /* "": none */
 
-/* Keep the connection; no matter how the socket is used otherwise. */
-void bvm_hold(struct bvm *b, bool hold);
+/* There is a target: rounds every poll_us, also where the socket is only visited. */
+void bvm_hurry(struct bvm *b, bool hurry);
 /* A round now. */
 void bvm_poll(struct bvm *b);
 

@@ -94,7 +94,7 @@ static void decide(void)
 	};
 
 	controller_step(&t.controller, &t.cfg, &in, &t.last);
-	bvm_hold(t.bvm, t.has_wish || t.controller.target_bytes);
+	bvm_hurry(t.bvm, t.has_wish || t.controller.target_bytes);
 	if (t.last.set)
 		(void)bvm_set_target(t.bvm, t.last.target_bytes);
 }
