@@ -532,6 +532,8 @@ static void on_target(void *arg, int error, json_t *value, const char *text)
 	if (error == 0)
 		b->info.target_bytes = b->target_asked;
 	snprintf(b->target_error, sizeof(b->target_error), "%s", error ? text : "");
+	if (error == 0)
+		b->ops->changed(b->arg);
 	answered(b, error);
 }
 

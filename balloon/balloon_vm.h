@@ -72,8 +72,8 @@ struct bvm_info {
 };
 
 struct bvm_ops {
-	/* After each round, on events that matter, and when the connection is lost. Mandatory. May
-	 * call everything but bvm_free(). */
+	/* After each round, on events that matter, when a target was accepted, and when the
+	 * connection is lost. Mandatory. May call everything but bvm_free(). */
 	void (*changed)(void *arg);
 };
 

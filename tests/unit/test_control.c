@@ -21,7 +21,9 @@
 #define WAIT_US 10000000ULL
 
 static struct core {
-	int views, pauses, resumes, unmerges, shares;
+	int views, pauses, resumes, unmerges, shares, balloons;
+	bool balloon_on;
+	u64 balloon_bytes;
 	char vm[128];
 	int result; /* of every operation */
 	u32 nr_vms;
@@ -104,11 +106,28 @@ static int core_share(void *arg, const char *vm)
 	return c->result;
 }
 
+static int core_balloon(void *arg, const char *vm, bool on, u64 bytes, u64 *ret_bytes,
+			struct balloon_view *ret)
+{
+	struct core *c = arg;
+
+	c->balloons++;
+	c->balloon_on = on;
+	c->balloon_bytes = bytes;
+	snprintf(c->vm, sizeof(c->vm), "%s", vm);
+	if (c->result == -ENOENT)
+		return c->result;
+	*ret = (struct balloon_view){ .state = "busy", .error = "is another's" };
+	*ret_bytes = on ? bytes + 1 : 0;
+	return c->result;
+}
+
 static const struct control_ops ops = {
 	.view = core_view,
 	.set_paused = core_set_paused,
 	.unmerge = core_unmerge,
 	.share = core_share,
+	.balloon = core_balloon,
 };
 
 static char dir[64], path[80];
