@@ -31,7 +31,7 @@ static struct {
 	bool has_wish;
 	u64 wish_bytes;
 	char line[512], printed[512];
-} t;
+} tool;
 
 static const char *const links[] = {
 	[QMP_RESTING] = "resting",
@@ -47,26 +47,27 @@ static s64 mib_or_none(const struct guest_stats *s, enum guest_stat stat)
 
 static void print_state(bool always)
 {
-	const struct bvm_info *i = bvm_info(t.bvm);
-	const struct qmp *q = bvm_qmp(t.bvm);
+	const struct bvm_info *i = bvm_info(tool.bvm);
+	const struct qmp *q = bvm_qmp(tool.bvm);
 	u64 age = guest_stats_age_us(&i->stats, now_us());
 
-	snprintf(t.line, sizeof(t.line),
+	snprintf(tool.line, sizeof(tool.line),
 		 "link=%s run=%s device=%s driver=%s actual=%lld ram=%llu available=%lld reason=%s "
 		 "target=%llu resets=%llu withdrawn=%llu stuck=%d period=%u error=\"%s\"",
-		 bvm_linked(t.bvm) ? "up" : links[qmp_state(q)], bvm_run_name(i->run),
+		 bvm_linked(tool.bvm) ? "up" : links[qmp_state(q)], bvm_run_name(i->run),
 		 i->has_device ? i->device : "-", bvm_driver_name(i->driver),
 		 i->has_actual ? (long long)(i->actual_bytes >> 20) : -1LL,
 		 (unsigned long long)i->ram_bytes >> 20,
 		 (long long)mib_or_none(&i->stats, GUEST_STAT_AVAILABLE),
-		 controller_reason_name(t.last.reason),
-		 (unsigned long long)t.controller.target_bytes >> 20,
-		 (unsigned long long)i->nr_resets, (unsigned long long)t.controller.withdrawn_total,
-		 t.controller.stuck, i->stats_period_s, qmp_error_text(q));
-	if (!always && strcmp(t.line, t.printed) == 0)
+		 controller_reason_name(tool.last.reason),
+		 (unsigned long long)tool.controller.target_bytes >> 20,
+		 (unsigned long long)i->nr_resets,
+		 (unsigned long long)tool.controller.withdrawn_total, tool.controller.stuck,
+		 i->stats_period_s, qmp_error_text(q));
+	if (!always && strcmp(tool.line, tool.printed) == 0)
 		return;
-	strcpy(t.printed, t.line);
-	printf("BALLOON %s rounds=%llu age_ms=%lld\n", t.line, (unsigned long long)i->nr_rounds,
+	strcpy(tool.printed, tool.line);
+	printf("BALLOON %s rounds=%llu age_ms=%lld\n", tool.line, (unsigned long long)i->nr_rounds,
 	       age == UINT64_MAX ? -1LL : (long long)(age / 1000));
 	fflush(stdout);
 }
@@ -79,24 +80,24 @@ static void decide(void)
 		[BVM_PAUSED] = CONTROLLER_PAUSED,
 		[BVM_MIGRATING] = CONTROLLER_MIGRATING,
 	};
-	const struct bvm_info *i = bvm_info(t.bvm);
+	const struct bvm_info *i = bvm_info(tool.bvm);
 	struct controller_input in = {
 		.now_us = now_us(),
-		.linked = bvm_linked(t.bvm),
+		.linked = bvm_linked(tool.bvm),
 		.has_actual = i->has_actual,
 		.actual_bytes = i->actual_bytes,
 		.ram_bytes = i->ram_bytes,
 		.run = runs[i->run],
 		.nr_resets = i->nr_resets,
 		.stats = &i->stats,
-		.has_wish = t.has_wish,
-		.wish_bytes = t.wish_bytes,
+		.has_wish = tool.has_wish,
+		.wish_bytes = tool.wish_bytes,
 	};
 
-	controller_step(&t.controller, &t.cfg, &in, &t.last);
-	bvm_hurry(t.bvm, t.has_wish || t.controller.target_bytes);
-	if (t.last.set)
-		(void)bvm_set_target(t.bvm, t.last.target_bytes);
+	controller_step(&tool.controller, &tool.cfg, &in, &tool.last);
+	bvm_hurry(tool.bvm, tool.has_wish || tool.controller.target_bytes);
+	if (tool.last.set)
+		(void)bvm_set_target(tool.bvm, tool.last.target_bytes);
 }
 
 static void on_changed(void *arg)
@@ -117,12 +118,12 @@ static int on_second(sd_event_source *s, uint64_t usec, void *arg)
 
 static int on_end(sd_event_source *s, uint64_t usec, void *arg)
 {
-	return sd_event_exit(t.event, 0);
+	return sd_event_exit(tool.event, 0);
 }
 
 static int on_wish(sd_event_source *s, const struct signalfd_siginfo *si, void *arg)
 {
-	t.has_wish = si->ssi_signo == SIGUSR2;
+	tool.has_wish = si->ssi_signo == SIGUSR2;
 	decide();
 	print_state(true);
 	return 0;
@@ -145,9 +146,9 @@ static void add_signals(void)
 	sigaddset(&set, SIGUSR1);
 	sigaddset(&set, SIGUSR2);
 	sigprocmask(SIG_BLOCK, &set, NULL);
-	must(sd_event_add_signal(t.event, NULL, SIGTERM, NULL, NULL), "signals");
-	must(sd_event_add_signal(t.event, NULL, SIGUSR1, on_wish, NULL), "signals");
-	must(sd_event_add_signal(t.event, NULL, SIGUSR2, on_wish, NULL), "signals");
+	must(sd_event_add_signal(tool.event, NULL, SIGTERM, NULL, NULL), "signals");
+	must(sd_event_add_signal(tool.event, NULL, SIGUSR1, on_wish, NULL), "signals");
+	must(sd_event_add_signal(tool.event, NULL, SIGUSR2, on_wish, NULL), "signals");
 }
 
 int main(int argc, char **argv)
@@ -168,15 +169,15 @@ int main(int argc, char **argv)
 	int opt;
 
 	cfg.visit_us = 0;
-	t.cfg = controller_defaults;
+	tool.cfg = controller_defaults;
 	while ((opt = getopt_long(argc, argv, "", options, NULL)) != -1) {
 		switch (opt) {
 		case 'w':
-			t.has_wish = true;
-			t.wish_bytes = MIB(strtoull(optarg, NULL, 10));
+			tool.has_wish = true;
+			tool.wish_bytes = MIB(strtoull(optarg, NULL, 10));
 			break;
 		case 'f':
-			t.cfg.floor_bytes = MIB(strtoull(optarg, NULL, 10));
+			tool.cfg.floor_bytes = MIB(strtoull(optarg, NULL, 10));
 			break;
 		case 's':
 			seconds = strtoull(optarg, NULL, 10);
@@ -204,20 +205,20 @@ int main(int argc, char **argv)
 		cfg.silent_us = 4000000;
 		cfg.retry_min_us = 200000;
 		cfg.retry_max_us = 1000000;
-		t.cfg.holdoff_us = 5000000;
-		t.cfg.progress_us = 10000000;
+		tool.cfg.holdoff_us = 5000000;
+		tool.cfg.progress_us = 10000000;
 	}
-	must(sd_event_default(&t.event), "event loop");
+	must(sd_event_default(&tool.event), "event loop");
 	add_signals();
-	must(bvm_new(t.event, argv[optind], pid, &cfg, &bvm_ops, NULL, &t.bvm), "client");
-	must(sd_event_add_time(t.event, NULL, CLOCK_MONOTONIC, now_us() + 1000000, 0, on_second,
+	must(bvm_new(tool.event, argv[optind], pid, &cfg, &bvm_ops, NULL, &tool.bvm), "client");
+	must(sd_event_add_time(tool.event, NULL, CLOCK_MONOTONIC, now_us() + 1000000, 0, on_second,
 			       NULL),
 	     "timer");
-	must(sd_event_add_time(t.event, NULL, CLOCK_MONOTONIC, now_us() + seconds * 1000000, 0,
+	must(sd_event_add_time(tool.event, NULL, CLOCK_MONOTONIC, now_us() + seconds * 1000000, 0,
 			       on_end, NULL),
 	     "timer");
-	must(sd_event_loop(t.event), "loop");
-	bvm_free(t.bvm);
-	sd_event_unref(t.event);
+	must(sd_event_loop(tool.event), "loop");
+	bvm_free(tool.bvm);
+	sd_event_unref(tool.event);
 	return 0;
 }
