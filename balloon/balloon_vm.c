@@ -70,7 +70,9 @@ static void update_run(struct bvm *b)
 						 "colo" };
 	struct bvm_info *i = &b->info;
 
-	if (b->migrating || is_one_of(i->run_text, migration, ARRAY_SIZE(migration)))
+	if (!i->run_text[0]) /* not told yet */
+		i->run = BVM_RUN_UNKNOWN;
+	else if (b->migrating || is_one_of(i->run_text, migration, ARRAY_SIZE(migration)))
 		i->run = BVM_MIGRATING;
 	else
 		i->run = b->stopped ? BVM_PAUSED : BVM_RUNNING;
@@ -242,13 +244,17 @@ static void on_balloon_size(void *arg, int error, json_t *value, const char *tex
 static void on_stats(void *arg, int error, json_t *value, const char *text)
 {
 	struct bvm *b = arg;
+	struct guest_stats *s = &b->info.stats;
+	u64 restarts = s->nr_restarts;
 	struct guest_stats_reply reply;
 
-	if (error == 0 && guest_stats_parse(value, &reply) == 0)
-		guest_stats_update(&b->info.stats, &reply, now_us(),
-				   clock_us(CLOCK_REALTIME) / 1000000);
-	else if (error == -ENODEV || error == -EREMOTEIO) /* unplugged */
+	if (error == 0 && guest_stats_parse(value, &reply) == 0) {
+		guest_stats_update(s, &reply, now_us(), clock_us(CLOCK_REALTIME) / 1000000);
+		/* Between visits nobody tells us of a reset. */
+		b->info.nr_resets += s->nr_restarts - restarts;
+	} else if (error == -ENODEV || error == -EREMOTEIO) { /* unplugged */
 		forget_device(b);
+	}
 	answered(b, error);
 }
 

@@ -66,7 +66,7 @@ struct bvm_info {
 	u32 stats_period_s; /* as read back from the device; 0: it does not poll */
 	enum bvm_driver driver;
 	struct guest_stats stats;
-	u64 nr_resets;	  /* of the guest, since we look */
+	u64 nr_resets;	  /* of the guest, since we look: told, or its counters began anew */
 	u64 nr_rounds;	  /* that were completed */
 	u64 target_bytes; /* the last that QEMU accepted from us; 0: none */
 };

@@ -102,6 +102,13 @@ static void update_rates(struct guest_stats *s, const struct guest_stats_reply *
 	s->oom_kills = grown(old, new, GUEST_STAT_OOM_KILLS);
 }
 
+/* Every kernel has faults from its first second on, and no other counter grows as surely. */
+static bool began_anew(const struct guest_stats_reply *old, const struct guest_stats_reply *new)
+{
+	return has(old, GUEST_STAT_MINOR_FAULTS) && has(new, GUEST_STAT_MINOR_FAULTS) &&
+	       new->value[GUEST_STAT_MINOR_FAULTS] < old->value[GUEST_STAT_MINOR_FAULTS];
+}
+
 bool guest_stats_update(struct guest_stats *s, const struct guest_stats_reply *reply, u64 now_us,
 			u64 wall_s)
 {
@@ -115,6 +122,8 @@ bool guest_stats_update(struct guest_stats *s, const struct guest_stats_reply *r
 	if (before_us) /* it was not there at the last look */
 		age_us = MIN(age_us, now_us - MIN(before_us, now_us));
 	age_us = MIN(age_us, now_us - 1); /* 0 would mean never */
+	if (began_anew(&s->last, reply))
+		s->nr_restarts++;
 	update_rates(s, reply, now_us - age_us);
 	s->last = *reply;
 	s->taken_us = now_us - age_us;
@@ -125,7 +134,7 @@ void guest_stats_restart(struct guest_stats *s)
 {
 	u64 last_update_s = s->last.last_update_s, looked_us = s->looked_us;
 
-	*s = (struct guest_stats){ .looked_us = looked_us };
+	*s = (struct guest_stats){ .looked_us = looked_us, .nr_restarts = s->nr_restarts };
 	s->last.last_update_s = last_update_s;
 }
 

@@ -52,7 +52,8 @@ struct guest_stats {
 	/* Between the last two answers; of use only if has_rates. */
 	bool has_rates;
 	u64 swap_in_bytes_per_s, major_faults_per_s, alloc_stalls_per_s;
-	u64 oom_kills; /* in the same time */
+	u64 oom_kills;	 /* in the same time */
+	u64 nr_restarts; /* how often its counters began anew: the guest was rebooted */
 };
 
 /* Takes over a reply that came at @now_us (monotonic), when the wall clock said @wall_s. True if

@@ -244,8 +244,10 @@ static void start_connecting(struct qmp *q)
 
 	q->state = QMP_CONNECTING;
 	r = try_connect(q, text, sizeof(text));
+	if (r < 0 && !*text)
+		snprintf(text, sizeof(text), "cannot be connected to: %s", strerror(-r));
 	if (r < 0)
-		lose(q, r, *text ? text : r == -EBUSY ? "is busy" : strerror(-r));
+		lose(q, r, text);
 	else
 		arm(q);
 }

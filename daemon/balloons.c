@@ -403,7 +403,13 @@ void balloon_view(const struct vm *vm, struct balloon_view *ret)
 		return;
 	}
 	ret->linked = true;
-	PUT(ret->error, "%s", bvm_target_error(b->bvm));
+	if (!i->has_actual)
+		PUT(ret->error, "%s", controller_reason_text(CONTROLLER_NO_BALLOON));
+	else if (i->driver == BVM_DRIVER_NONE)
+		PUT(ret->error, "its guest does not answer: it has no balloon driver, or none that "
+				"tells statistics");
+	else
+		PUT(ret->error, "%s", bvm_target_error(b->bvm));
 	PUT(ret->reason, "%s", controller_reason_name(b->last.reason));
 	PUT(ret->run, "%s", bvm_run_name(i->run));
 	PUT(ret->driver, "%s", bvm_driver_name(i->driver));

@@ -187,6 +187,29 @@ Test(balloon_stats, a_reboot_makes_it_unknown_again)
 	cr_expect_not(s.has_rates, "a rate over a reboot");
 }
 
+Test(balloon_stats, a_reboot_that_nobody_told_of)
+{
+	struct guest_stats_reply r = reply_at(WALL);
+	struct guest_stats s = { 0 };
+
+	r.present |= 1U << GUEST_STAT_MINOR_FAULTS;
+	r.value[GUEST_STAT_MINOR_FAULTS] = 1000;
+	cr_assert(guest_stats_update(&s, &r, 10 * SECOND, WALL));
+	r.last_update_s++;
+	cr_assert(guest_stats_update(&s, &r, 11 * SECOND, WALL));
+	cr_expect_eq(s.nr_restarts, 0);
+	r.last_update_s++;
+	r.value[GUEST_STAT_MINOR_FAULTS] = 999;
+	cr_assert(guest_stats_update(&s, &r, 12 * SECOND, WALL));
+	cr_expect_eq(s.nr_restarts, 1);
+	/* Where it is told of, it counts once. */
+	guest_stats_restart(&s);
+	r.last_update_s++;
+	r.value[GUEST_STAT_MINOR_FAULTS] = 5;
+	cr_assert(guest_stats_update(&s, &r, 13 * SECOND, WALL));
+	cr_expect_eq(s.nr_restarts, 1);
+}
+
 Test(balloon_stats, rates)
 {
 	struct guest_stats_reply r = reply_at(WALL);
