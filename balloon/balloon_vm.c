@@ -124,7 +124,9 @@ static bool visits(const struct bvm *b)
 
 static u64 until_next_round(const struct bvm *b)
 {
-	return visits(b) && !b->hurry ? b->cfg.visit_us : b->cfg.poll_us;
+	if (b->hurry)
+		return b->cfg.hurry_us;
+	return visits(b) ? b->cfg.visit_us : b->cfg.poll_us;
 }
 
 static void end_round(struct bvm *b)

@@ -39,20 +39,22 @@ enum bvm_driver {
 struct bvm_config {
 	u64 poll_us;  /* between rounds while the socket is held */
 	u64 visit_us; /* between visits; 0: no visits, held */
+	u64 hurry_us; /* between rounds or visits while bvm_hurry() */
 	u32 stats_period_s;
 	u64 silent_us; /* from when on a guest that does not answer is called silent */
 	u64 retry_min_us, retry_max_us; /* qmp_set_retry() */
 };
 
 /*
- * poll 2 s: a guest under pressure is to be seen within seconds; a round costs QEMU's main loop
- * about 0.1 ms. visit 10 s: as often as other tools look. Statistics every 2 s: an interrupt and a
- * page of answers for the guest. silent 10 s: five answers missed; a busy guest misses one or two.
+ * poll 2 s: as often as there is news; a round costs QEMU's main loop about 0.1 ms. visit 10 s: as
+ * often as other tools look. hurry 1 s: pressure of a guest that was shrunk must be seen at once.
+ * Statistics every 2 s: an interrupt and a page of answers for the guest. silent 10 s: five answers
+ * missed; a busy guest misses one or two.
  */
 #define BVM_CONFIG_DEFAULT                                                     \
 	{                                                                      \
-		.poll_us = 2000000, .visit_us = 10000000, .stats_period_s = 2, \
-		.silent_us = 10000000,                                         \
+		.poll_us = 2000000, .visit_us = 10000000, .hurry_us = 1000000, \
+		.stats_period_s = 2, .silent_us = 10000000,                    \
 	}
 
 struct bvm_info {
@@ -94,7 +96,7 @@ bool bvm_linked(const struct bvm *b);
 int bvm_set_target(struct bvm *b, u64 bytes);
 const char *bvm_target_error(const struct bvm *b); /* "": none */
 
-/* There is a target: rounds every poll_us, also where the socket is only visited. */
+/* There is a target: rounds every hurry_us, also where the socket is only visited. */
 void bvm_hurry(struct bvm *b, bool hurry);
 /* A round now. */
 void bvm_poll(struct bvm *b);

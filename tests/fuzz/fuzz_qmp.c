@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * A QMP server that lies: qmp_session, and guest_stats on what it answers. The input: how the bytes
- * are cut, when commands are sent; then all that the server sends.
+ * A QMP server that lies: qmp_session, and guest_stats on what it answers. At last the same bytes
+ * as a command line, for qmp_find. The input: how the bytes are cut, when commands are sent; then
+ * all that the server sends.
  *
  * Properties: it makes no difference how the bytes are cut; each command that was accepted is told
  * of once, with a value or with an error and its words; a session that is closed stays so, and says
@@ -10,6 +11,7 @@
 #include <errno.h>
 #include <jansson.h>
 #include "balloon/guest_stats.h"
+#include "balloon/qmp_find.h"
 #include "balloon/qmp_session.h"
 #include "tests/fuzz/fuzz.h"
 
@@ -185,6 +187,7 @@ int LLVMFuzzerTestOneInput(const u8 *data, size_t size)
 	size_t left = input_left(&in), prefix = how & 0x10 ? 0 : sizeof(handshake) - 1;
 	u8 *all = malloc(prefix + left + 1);
 	struct outcome whole, cut_up;
+	char path[QMP_FIND_PATH_MAX];
 
 	MUST(all);
 	memcpy(all, handshake, prefix);
@@ -196,5 +199,9 @@ int LLVMFuzzerTestOneInput(const u8 *data, size_t size)
 	MUST(whole.answers == cut_up.answers && whole.digest == cut_up.digest);
 
 	free(all);
+
+	/* The same bytes as a command line. */
+	if (qmp_find((const char *)in.at, left, path) == QMP_FIND_FOUND)
+		MUST(*path && memchr(path, '\0', sizeof(path)));
 	return 0;
 }

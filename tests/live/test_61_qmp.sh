@@ -140,6 +140,23 @@ expect qmp_visits_go_on visits 20 at_least visits rounds $(($(value visits round
 check_eq qmp_visits_linked 'up answers' "$(value visits link) $(value visits driver)"
 end_process "${TOOL_PID[visits]}"
 
+# --- migration: what was taken stays taken, and no more is --------------------------------------------
+
+balloon_tool a "$RUN/a.qmp" --wish 192 --floor 64
+expect qmp_inflated_before_migration a 30 at_most a actual 193
+other_qmp a '{"execute": "migrate-set-parameters", "arguments": {"max-bandwidth": 1048576}}' >/dev/null &&
+	other_qmp a '{"execute": "migrate", "arguments": {"uri": "exec:cat >/dev/null"}}' >/dev/null ||
+	fail qmp_migrate "refused"
+expect qmp_migrating a 10 is a run migrating
+kill -USR1 "${TOOL_PID[a]}"
+n=$(lines a)
+wait_for 10 more_lines a $((n + 4))
+check_eq qmp_migrating_frozen 'frozen 192 192' "$(value a reason) $(value a actual) $(value a target)"
+other_qmp a '{"execute": "migrate_cancel"}' >/dev/null || fail qmp_migrate_cancel "refused"
+expect qmp_migration_over a 10 is a run running
+expect qmp_migration_over_given_back a 30 at_least a actual 256
+end_process "${TOOL_PID[a]}"
+
 # --- QEMU dies, and comes back ---------------------------------------------------------------------
 
 balloon_tool a "$RUN/a.qmp" --wish 192 --floor 64

@@ -53,6 +53,33 @@ expect balloon_fake_state 10 is fake balloon_state failed
 check_ge balloon_fake_says_why 1 "$(ctl status --json | grep -c 'is the socket of process')"
 check_eq balloon_bad_size 2 "$(ctl balloon a 3GB >/dev/null 2>&1; echo $?)"
 
+# --- VMMs that are no QMP servers, and say they are ---------------------------------------------------
+
+evil=(garbage endless deep flood silent hang lies)
+declare -A EVIL_PID=()
+rss_kib() { sed -n 's/^VmRSS:[^0-9]*\([0-9]*\).*/\1/p' "/proc/$DAEMON_PID/status"; }
+rss=$(rss_kib)
+for mode in "${evil[@]}"; do
+	start "$RUN/evil-$mode.log" "$BUILD/ballast-run" "$BUILD/tests/tool_qmpd" "$RUN/$mode.sock" "$mode" \
+		-name "evil-$mode" -qmp "unix:$RUN/$mode.sock,server=on"
+	EVIL_PID[$mode]=$PID
+done
+wait_for 20 vms_connected "${evil[@]/#/evil-}" || fail balloon_evil_connected "not all agents are connected"
+for mode in garbage endless deep flood; do
+	expect "balloon_evil_${mode}_failed" 20 is "evil-$mode" balloon_state failed
+done
+expect balloon_evil_silent_busy 20 is evil-silent balloon_state busy
+expect balloon_evil_lies_has_none 20 is evil-lies balloon_state no-device
+check_eq balloon_evil_hang_tells_nothing '' "$(vm_value evil-hang balloon_actual_bytes)"
+begin=${EPOCHREALTIME/[.,]/}
+take_status || fail balloon_evil_status "no answer"
+check_ge balloon_evil_responsive_2s 1 $((${EPOCHREALTIME/[.,]/} - begin < 2000000))
+check_ge balloon_evil_memory 1 $(($(rss_kib) <= rss + 32768))
+echo "# daemon: $rss KiB before, $(rss_kib) KiB with ${#evil[@]} hostile VMMs"
+for mode in "${evil[@]}"; do
+	end_process "${EVIL_PID[$mode]}" KILL
+done
+
 # --- what the guest says ---------------------------------------------------------------------------
 
 __ready_or_dead() { console_has a GUEST-READY || ! alive "${STOCK_PID[a]}"; }

@@ -200,7 +200,7 @@ int main(int argc, char **argv)
 		return 2;
 	}
 	if (fast) {
-		cfg.poll_us = 500000;
+		cfg.poll_us = cfg.hurry_us = 500000;
 		cfg.stats_period_s = 1;
 		cfg.silent_us = 4000000;
 		cfg.retry_min_us = 200000;

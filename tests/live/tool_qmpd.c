@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /*
- * A QMP server that is not one: tool_qmpd SOCKET MODE. Serves one client after the other, and
- * prints "CLIENT n" for each. Modes:
+ * A QMP server that is not one: tool_qmpd SOCKET MODE [WHATEVER...]. Serves one client after the
+ * other, and prints "CLIENT n" for each. Modes:
  *
  *   silent      accepts and says nothing          garbage   no JSON
  *   endless     a message without an end          blank     line ends without an end
@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -153,13 +154,23 @@ static void serve(const char *mode)
 	}
 }
 
+/* Under ballast-run this makes it a VM of the daemon, whose command line is as QEMU's. */
+static void be_a_vm(void)
+{
+	size_t bytes = 16 << 20;
+	void *ram = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (ram != MAP_FAILED)
+		(void)madvise(ram, bytes, MADV_MERGEABLE);
+}
+
 int main(int argc, char **argv)
 {
 	struct sockaddr_un sa = { .sun_family = AF_UNIX };
 	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	unsigned int nr = 0;
 
-	if (argc != 3 || fd < 0 || strlen(argv[1]) >= sizeof(sa.sun_path))
+	if (argc < 3 || fd < 0 || strlen(argv[1]) >= sizeof(sa.sun_path))
 		return 2;
 	strcpy(sa.sun_path, argv[1]);
 	unlink(argv[1]);
@@ -167,6 +178,7 @@ int main(int argc, char **argv)
 		fprintf(stderr, "tool_qmpd: %s: %s\n", argv[1], strerror(errno));
 		return 1;
 	}
+	be_a_vm();
 	for (;;) {
 		client = accept(fd, NULL, NULL);
 		if (client < 0)
