@@ -12,11 +12,12 @@
 #include "common/log.h"
 #include "common/procfs.h"
 #include "daemon/balloons.h"
-#include "daemon/cmdline.h"
 #include "daemon/core.h"
 
 /* What a stop waits for at most: QEMU answers within milliseconds, or not at all. */
 #define GIVE_BACK_US 3000000
+/* QEMU's command lines have some KiB. */
+#define CMDLINE_MAX (256 * 1024)
 
 /* A wish of before the restart, until its VM is back. */
 struct saved {
@@ -33,8 +34,7 @@ struct balloons {
 struct balloon {
 	struct vm *vm;
 	char setting[sizeof(((struct config_vm *)0)->qmp)]; /* of "qmp", as it was set up by */
-	const char *why;	 /* why there is no socket; NULL: there is */
-	struct cmdline *cmdline; /* is being read */
+	const char *why; /* why there is no socket; NULL: there is */
 	struct bvm *bvm;
 	struct controller controller;
 	struct controller_config cfg;
@@ -232,8 +232,6 @@ static const struct bvm_ops bvm_ops = { .changed = on_changed };
 
 static void let_go(struct balloon *b)
 {
-	cmdline_free(b->cmdline);
-	b->cmdline = NULL;
 	bvm_free(b->bvm);
 	b->bvm = NULL;
 	b->said[0] = '\0';
@@ -250,16 +248,20 @@ static void connect_to(struct balloon *b, const char *path, bool visits)
 	b->why = r < 0 ? "out of memory" : NULL;
 }
 
-static void on_cmdline(void *arg, const char *args, size_t len)
+/* By the VMM's command line. */
+static void find_socket(struct balloon *b)
 {
-	struct balloon *b = arg;
 	char found[QMP_FIND_PATH_MAX], path[QMP_FIND_PATH_MAX + 32];
-	enum qmp_find_result r = qmp_find(args, len, found);
+	char *args = malloc(CMDLINE_MAX);
+	enum qmp_find_result found_it = QMP_FIND_NONE;
+	size_t len = 0;
+	int r = args ? proc_cmdline(b->vm->pid, args, CMDLINE_MAX, &len) : -ENOMEM;
 
-	cmdline_free(b->cmdline);
-	b->cmdline = NULL;
-	if (r != QMP_FIND_FOUND) {
-		b->why = qmp_find_text(r);
+	if (r == 0)
+		found_it = qmp_find(args, len, found);
+	free(args);
+	if (found_it != QMP_FIND_FOUND) {
+		b->why = r < 0 ? "its command line cannot be read" : qmp_find_text(found_it);
 		return;
 	}
 	/* As the VMM sees it, which may be in a container. */
@@ -270,16 +272,11 @@ static void on_cmdline(void *arg, const char *args, size_t len)
 
 static void set_up(struct balloon *b, const char *setting)
 {
-	int r;
-
 	snprintf(b->setting, sizeof(b->setting), "%s", setting);
 	if (strcmp(setting, CONFIG_QMP_OFF) == 0) {
 		b->why = "qmp = off";
 	} else if (strcmp(setting, CONFIG_QMP_AUTO) == 0) {
-		b->why = "its command line is not read yet";
-		r = cmdline_start(b->vm->core->event, b->vm->pid, on_cmdline, b, &b->cmdline);
-		if (r < 0)
-			b->why = "its command line cannot be read";
+		find_socket(b);
 	} else {
 		/* A manager's socket is the manager's, also if we are told to use it. */
 		connect_to(b, setting, qmp_find_is_foreign(setting));
@@ -364,7 +361,7 @@ int balloon_wish(struct vm *vm, bool on, u64 bytes, u64 *ret_bytes)
 static const char *state_of(const struct balloon *b)
 {
 	if (!b->bvm)
-		return b->cmdline ? "connecting" : "none";
+		return "none";
 	if (bvm_linked(b->bvm))
 		return bvm_info(b->bvm)->has_actual ? "up" : "no-device";
 	if (qmp_error(bvm_qmp(b->bvm)) == -EBUSY)

@@ -167,8 +167,6 @@ static void daemon_start(struct input *in)
 	memset(&core, 0, sizeof(core));
 	config_defaults(&core.config);
 	core.config.metrics_enabled = false;
-	/* Our own command line is read by a thread, whose descriptors would look like a leak. */
-	strcpy(core.config.vm_default.qmp, CONFIG_QMP_OFF);
 	snprintf(core.config.run_dir, sizeof(core.config.run_dir), "%s", folder);
 	snprintf(core.config.agent_socket, sizeof(core.config.agent_socket), "%s/s", folder);
 	core.lock_fd = core.agent_fd = -1;

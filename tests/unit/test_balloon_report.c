@@ -1,17 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-/* What is told of balloons: plain structs in; JSON and metrics out. And the command line that a
- * socket is found on. */
+/* What is told of balloons: plain structs in; JSON and metrics out. */
 #include <criterion/criterion.h>
-#include <errno.h>
-#include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
-#include <unistd.h>
-#include "common/clock.h"
 #include "daemon/balloon_report.h"
-#include "daemon/cmdline.h"
 
 static const struct balloon_view known = {
 	.state = "up",
@@ -113,104 +104,4 @@ Test(balloon_report, metrics)
 	for (u32 i = 0; i < ARRAY_SIZE(not_lines); i++)
 		cr_expect_not(strstr(text, not_lines[i]), "there: %s", not_lines[i]);
 	mx_free(w);
-}
-
-/* --- command lines ---------------------------------------------------------------------------- */
-
-static char got[CMDLINE_BYTES_MAX];
-static size_t got_len;
-static int nr_done;
-
-static void on_done(void *arg, const char *args, size_t len)
-{
-	nr_done++;
-	memcpy(got, args, len);
-	got_len = len;
-}
-
-static void read_cmdline(sd_event *event, pid_t pid)
-{
-	struct cmdline *c;
-	u64 end = now_us() + 10000000;
-
-	nr_done = 0;
-	got_len = 0;
-	cr_assert_eq(cmdline_start(event, pid, on_done, NULL, &c), 0);
-	while (!nr_done && now_us() < end)
-		sd_event_run(event, 10000);
-	cr_assert_eq(nr_done, 1);
-	cmdline_free(c);
-}
-
-static pid_t child(char **argv)
-{
-	pid_t pid = fork();
-
-	if (pid == 0) {
-		execv("/bin/sleep", argv);
-		_exit(1);
-	}
-	return pid;
-}
-
-/* After fork() it is our own command line for a moment. */
-static void wait_for_exec(pid_t pid)
-{
-	char exe[64], link[64];
-
-	snprintf(exe, sizeof(exe), "/proc/%d/exe", (int)pid);
-	for (u64 end = now_us() + 5000000; now_us() < end; usleep(1000)) {
-		ssize_t n = readlink(exe, link, sizeof(link) - 1);
-
-		if (n > 0 && (link[n] = '\0', strstr(link, "sleep")))
-			return;
-	}
-}
-
-Test(balloon_report, cmdline, .timeout = 60)
-{
-	static char big[100000];
-	char *short_args[] = { "sleep", "60", NULL };
-	char *long_args[] = { "sleep", "60", "0", "0", "0", NULL };
-	sd_event *event;
-	pid_t pid;
-
-	cr_assert(sd_event_new(&event) >= 0);
-	pid = child(short_args);
-	wait_for_exec(pid);
-	read_cmdline(event, pid);
-	cr_expect(got_len == 9 && memcmp(got,
-					 "sleep\0"
-					 "60",
-					 9) == 0,
-		  "%zu", got_len);
-	kill(pid, SIGKILL);
-	/* Ended, not yet reaped. */
-	for (u64 end = now_us() + 5000000; now_us() < end && (nr_done = 0, got_len = 9, true);) {
-		read_cmdline(event, pid);
-		if (got_len == 0)
-			break;
-	}
-	cr_expect_eq(got_len, 0);
-	waitpid(pid, NULL, 0);
-	/* More than is taken. (sleep adds its arguments up.) */
-	memset(big, '0', sizeof(big) - 1);
-	long_args[2] = long_args[3] = long_args[4] = big;
-	pid = child(long_args);
-	wait_for_exec(pid);
-	read_cmdline(event, pid);
-	cr_expect_eq(got_len, CMDLINE_BYTES_MAX);
-	kill(pid, SIGKILL);
-	waitpid(pid, NULL, 0);
-	cr_expect_lt(cmdline_start(event, pid, on_done, NULL, &(struct cmdline *){ NULL }), 0);
-	/* Given up while a thread writes. */
-	for (int i = 0; i < 100; i++) {
-		struct cmdline *c;
-		int r = cmdline_start(event, getpid(), on_done, NULL, &c);
-
-		cr_assert(r == 0 || r == -EAGAIN);
-		if (r == 0)
-			cmdline_free(c);
-	}
-	sd_event_unref(event);
 }
