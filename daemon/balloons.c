@@ -19,7 +19,8 @@
 /* QEMU's command lines have some KiB. */
 #define CMDLINE_MAX (256 * 1024)
 
-/* A wish of before the restart, until its VM is back. */
+/* A wish of before the restart, until its VM is back. 0 bytes: none, but not all that was taken is
+ * given back yet. */
 struct saved {
 	pid_t pid;
 	u64 starttime, bytes;
@@ -51,6 +52,12 @@ static void saved_path(const struct core *c, char *buf, size_t size, const char 
 	snprintf(buf, size, "%s/balloons%s", c->config.run_dir, suffix);
 }
 
+/* Has it taken memory that is not all given back? */
+static bool is_ours(const struct balloon *b)
+{
+	return b->controller.target_bytes || b->restored;
+}
+
 static int write_wishes(const struct core *c, FILE *f)
 {
 	const struct balloons *all = c->balloons;
@@ -59,7 +66,7 @@ static int write_wishes(const struct core *c, FILE *f)
 		fprintf(f, "%d %" PRIu64 " %" PRIu64 "\n", (int)all->saved[i].pid,
 			all->saved[i].starttime, all->saved[i].bytes);
 	for (const struct vm *vm = c->vms; vm; vm = vm->next)
-		if (vm->balloon && vm->balloon->has_wish)
+		if (vm->balloon && (vm->balloon->has_wish || is_ours(vm->balloon)))
 			fprintf(f, "%d %" PRIu64 " %" PRIu64 "\n", (int)vm->pid, vm->starttime,
 				vm->balloon->wish_bytes);
 	return ferror(f) ? -EIO : 0;
@@ -116,11 +123,13 @@ static void restore_wish(struct balloon *b)
 	for (u32 i = 0; i < all->nr_saved; i++) {
 		if (all->saved[i].pid != b->vm->pid || all->saved[i].starttime != b->vm->starttime)
 			continue;
-		b->has_wish = b->restored = true;
+		b->restored = true;
 		b->wish_bytes = all->saved[i].bytes;
+		b->has_wish = b->wish_bytes != 0;
 		all->saved[i] = all->saved[--all->nr_saved];
-		log_info("VM %s: balloon: the wish of before the restart stands (%llu MiB)",
-			 b->vm->name, (unsigned long long)b->wish_bytes >> 20);
+		log_info("VM %s: balloon: the wish of before the restart stands (%llu MiB%s)",
+			 b->vm->name, (unsigned long long)b->wish_bytes >> 20,
+			 b->has_wish ? "" : ": off");
 		return;
 	}
 }
@@ -179,9 +188,10 @@ static void decide(struct balloon *b)
 		.run = runs[i->run],
 		.nr_resets = i->nr_resets,
 		.stats = &i->stats,
-		.has_wish = b->has_wish && !b->vm->core->balloons->giving_back,
+		.has_wish = b->has_wish,
 		.wish_bytes = b->wish_bytes,
 	};
+	bool ours = is_ours(b);
 
 	/* The balloon is ours from before the restart; how far it was to go is not known. */
 	if (b->restored && i->has_actual && i->ram_bytes) {
@@ -190,7 +200,9 @@ static void decide(struct balloon *b)
 	}
 	controller_step(&b->controller, &b->cfg, &in, &b->last);
 	log_decision(b, i);
-	bvm_hurry(b->bvm, b->has_wish || b->controller.target_bytes);
+	if (ours && !is_ours(b) && !b->has_wish)
+		save_wishes(b->vm->core);
+	bvm_hurry(b->bvm, b->has_wish || is_ours(b));
 	if (b->last.set)
 		(void)bvm_set_target(b->bvm, b->last.target_bytes); /* asked for again if lost */
 }
@@ -201,10 +213,19 @@ static bool given_back(const struct balloon *b)
 	const struct bvm_info *i;
 
 	/* Nothing was taken, or there is nobody to tell. */
-	if (!b || !b->bvm || !bvm_linked(b->bvm) || (!b->controller.target_bytes && !b->restored))
+	if (!b || !b->bvm || !bvm_linked(b->bvm) || !is_ours(b))
 		return true;
 	i = bvm_info(b->bvm);
-	return b->controller.target_bytes == i->ram_bytes && i->target_bytes == i->ram_bytes;
+	return i->target_bytes == i->ram_bytes;
+}
+
+/* Before a stop, whatever state the VM is in: one that is paused finds its memory there later. */
+static void give_back(struct balloon *b)
+{
+	u64 ram = bvm_info(b->bvm)->ram_bytes;
+
+	if (!given_back(b) && ram)
+		(void)bvm_set_target(b->bvm, ram); /* or in the next round */
 }
 
 static bool all_given_back(const struct core *c)
@@ -220,9 +241,13 @@ static void on_changed(void *arg)
 	struct balloon *b = arg;
 	struct core *c = b->vm->core;
 
-	decide(b);
-	log_trouble(b);
-	if (c->balloons->giving_back && all_given_back(c))
+	if (!c->balloons->giving_back) {
+		decide(b);
+		log_trouble(b);
+		return;
+	}
+	give_back(b);
+	if (all_given_back(c))
 		sd_event_exit(c->event, 0);
 }
 

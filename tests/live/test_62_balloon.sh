@@ -147,8 +147,12 @@ start_daemon || die balloon_killed_restart "ballastd does not start again"
 wait_for 30 vms_connected a || die balloon_killed_connected "the agent is not back"
 expect balloon_wish_stands 20 is a balloon_wish_bytes $((208 << 20))
 expect balloon_wish_reached 40 is a balloon_reason reached
-# An orderly stop leaves no guest with less than it had; the wish stands.
+# An orderly stop leaves no guest with less than it had, not even one that is paused; the wish stands.
+qmp a '{"execute": "stop"}' >/dev/null
+expect balloon_paused 20 is a guest_run paused
 stop_daemon || fail balloon_second_stop "took too long"
+check_eq balloon_stop_without_a_warning 0 "$(grep -c 'could not be given' "$DAEMON_LOG")"
+qmp a '{"execute": "cont"}' >/dev/null
 expect balloon_stop_gives_back 30 other_at_least 256
 start_daemon || die balloon_third_start "ballastd does not start again"
 wait_for 30 vms_connected a || die balloon_third_connected "the agent is not back"
