@@ -26,6 +26,7 @@ endif
 COMMON  := $(wildcard common/*.c)
 KSMD    := $(wildcard ksmd/*.c)
 METRICS := $(wildcard metrics/*.c)
+BALLOON := $(wildcard balloon/*.c)
 # preload.c is the QEMU shim; the rest of the folder is the agent library that any VMM links.
 HOOKS   := $(filter-out hypervisor-hooks/preload.c,$(wildcard hypervisor-hooks/*.c))
 # main.c and the core are apart so that tests link the daemon's parts without its main().
@@ -34,7 +35,7 @@ CTL     := $(wildcard ctl/*.c)
 
 obj = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 
-LIBS_DAEMON := $(JEMALLOC) -lxxhash -lurcu -lsystemd -linih -ljansson -lmicrohttpd
+LIBS_DAEMON := $(JEMALLOC) -lxxhash -lurcu -lsystemd -linih -ljansson -lmicrohttpd -lm
 LIBS_CTL    := -lxxhash -ljansson
 
 BINS := $(BUILD)/ballastd $(BUILD)/ballastctl $(BUILD)/ballast-run $(BUILD)/libballast-preload.so
@@ -69,7 +70,7 @@ $(BUILD)/libballast-hooks.a: $(call obj,$(HOOKS) $(COMMON))
 $(BUILD)/libballast-preload.so: $(call obj,hypervisor-hooks/preload.c) $(BUILD)/libballast-hooks.a
 	$(CC) $(LDFLAGS) -shared -Wl,--exclude-libs,ALL -Wl,-z,defs -o $@ $^ -ldl
 
-$(BUILD)/ballastd: $(call obj,daemon/main.c $(DAEMON) $(KSMD) $(METRICS)) $(BUILD)/libballast-hooks.a
+$(BUILD)/ballastd: $(call obj,daemon/main.c $(DAEMON) $(KSMD) $(METRICS) $(BALLOON)) $(BUILD)/libballast-hooks.a
 	$(CC) $(LDFLAGS) -o $@ $^ $(LIBS_DAEMON)
 
 $(BUILD)/ballastctl: $(call obj,$(CTL) $(COMMON))

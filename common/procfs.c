@@ -181,6 +181,27 @@ int proc_status_bytes(pid_t pid, const char *key, u64 *ret_bytes)
 	return r;
 }
 
+int proc_cmdline(pid_t pid, char *buf, size_t size, size_t *ret_len)
+{
+	size_t len = 0;
+	char path[64];
+	ssize_t n = 0;
+	int fd, r = 0;
+
+	snprintf(path, sizeof(path), "/proc/%d/cmdline", (int)pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	while (len < size && (n = read(fd, buf + len, size - len)) > 0)
+		len += (size_t)n;
+	if (n < 0)
+		r = -errno;
+	close(fd);
+	if (r == 0)
+		*ret_len = len;
+	return r;
+}
+
 int pagemap_open(pid_t pid)
 {
 	char path[64];

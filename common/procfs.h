@@ -43,6 +43,13 @@ int proc_memory(pid_t pid, struct proc_memory *ret);
 /* A value in kB of /proc/PID/status ("VmPTE", "VmLck", ...), in bytes. */
 int proc_status_bytes(pid_t pid, const char *key, u64 *ret_bytes);
 
+/*
+ * The arguments of a process, each ended by a NUL, cut at @size; *ret_len 0: none (it has ended).
+ * They are memory of the process, but reading them does not wait for it: the kernel does not let
+ * this access sleep in a userfault, nor go to a mapped file (-EFAULT).
+ */
+int proc_cmdline(pid_t pid, char *buf, size_t size, size_t *ret_len);
+
 /* Opens /proc/PID/pagemap. Returns the descriptor or -errno. Needs CAP_SYS_PTRACE over the process.
  */
 int pagemap_open(pid_t pid);

@@ -22,11 +22,15 @@ int ctl_pause(const struct ctl_options *o, char **args);
 int ctl_resume(const struct ctl_options *o, char **args);
 int ctl_unmerge(const struct ctl_options *o, char **args);
 int ctl_share(const struct ctl_options *o, char **args);
+int ctl_balloon(const struct ctl_options *o, char **args);
 int ctl_analyze(const struct ctl_options *o, char **args);
 
 /* client.c: one request to the daemon; takes over @request. On success (0) *ret is the reply,
  * which says "ok". Otherwise the error has been printed and the exit status is returned. */
 int ctl_call(const struct ctl_options *o, json_t *request, json_t **ret);
+
+/* balloon.c: what the reply to "status" says of balloons in use. */
+void ctl_print_balloons(const json_t *reply);
 
 /* text.c */
 #define CTL_CELL_MAX 80

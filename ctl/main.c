@@ -16,6 +16,8 @@ static const struct command {
 	{ "resume", "", "undo pause", 0, 0, ctl_resume },
 	{ "unmerge", "VM", "make all memory of a VM private, and keep it so", 1, 1, ctl_unmerge },
 	{ "share", "VM", "undo unmerge", 1, 1, ctl_share },
+	{ "balloon", "VM SIZE", "let the guest do with SIZE, as far as it can; off: give all back",
+	  2, 2, ctl_balloon },
 	{ "analyze", "PID...", "what sharing would save among running VMMs; needs no daemon", 1,
 	  1 << 20, ctl_analyze },
 };
@@ -24,7 +26,7 @@ static void help(FILE *out)
 {
 	fprintf(out, "usage: ballastctl [--socket PATH] [--json] COMMAND\n\n");
 	for (size_t i = 0; i < ARRAY_SIZE(commands); i++)
-		fprintf(out, "  %-8s %-7s %s\n", commands[i].name, commands[i].args,
+		fprintf(out, "  %-8s %-8s %s\n", commands[i].name, commands[i].args,
 			commands[i].help);
 	fprintf(out,
 		"\n  -s, --socket PATH  the daemon's control socket (default: $BALLAST_CONTROL_SOCKET,\n"

@@ -151,6 +151,7 @@ int ctl_status(const struct ctl_options *o, char **args)
 	r = ctl_table_print(&t, stdout);
 	print_host(reply);
 	print_limits(reply);
+	ctl_print_balloons(reply);
 	if (json_array_size(vms) == 0)
 		puts("No VM is attached: start one with \"ballast-run qemu-system-x86_64 ...\".");
 	ctl_table_free(&t);

@@ -35,7 +35,13 @@ struct config_vm {
 	/* The section is only for VMMs that run as this user (a name, a number, or "any"): a VM's
 	 * name is its own word, its user is the kernel's. */
 	char user[CONFIG_NAME_MAX];
+	/* qmp: the VM's QMP socket, for its balloon; or one of the two words. */
+	char qmp[108];
+	u64 min_bytes; /* min: ballooning leaves the guest no less */
 };
+
+#define CONFIG_QMP_AUTO "auto" /* found on the VMM's command line */
+#define CONFIG_QMP_OFF	"off"
 
 struct config {
 	/* [daemon] */

@@ -72,6 +72,12 @@ static int check_path(const char *s)
 	return s[0] == '/' ? 0 : -EINVAL;
 }
 
+static int check_qmp(const char *s)
+{
+	return strcmp(s, CONFIG_QMP_AUTO) == 0 || strcmp(s, CONFIG_QMP_OFF) == 0 ? 0
+										 : check_path(s);
+}
+
 static int check_address(const char *s)
 {
 	struct in6_addr a;
@@ -146,6 +152,10 @@ static const struct value_type type_bytes = {
 static const struct value_type type_path = {
 	.accepts = "an absolute path",
 	.check = check_path,
+};
+static const struct value_type type_qmp = {
+	.accepts = "an absolute path, auto or off",
+	.check = check_qmp,
 };
 static const struct value_type type_address = {
 	.accepts =
@@ -228,6 +238,10 @@ const struct setting config_settings[] = {
 	  "one tenant a host is the common case; give each tenant a domain of its own otherwise" },
 	{ SEC_VM, "user", &type_user, IN_VM(user), 1, CONFIG_NAME_MAX - 1, "any",
 	  "most hosts run all VMMs as one user; where tenants have their own, their domains should name it" },
+	{ SEC_VM, "qmp", &type_qmp, IN_VM(qmp), 2, SOCKET_PATH_MAX, CONFIG_QMP_AUTO,
+	  "found on QEMU's command line and used for milliseconds at a time, so that others get their turn; a path given here is kept open" },
+	{ SEC_VM, "min", &type_bytes, IN_VM(min_bytes), MIB(1), GIB(16384), "256MiB",
+	  "ballooning leaves a guest no less than what current distributions ask for" },
 };
 _Static_assert(ARRAY_SIZE(config_settings) == CONFIG_NR_SETTINGS, "count the rows");
 

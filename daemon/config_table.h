@@ -50,7 +50,7 @@ struct setting {
 	const char *reason;
 };
 
-#define CONFIG_NR_SETTINGS 23
+#define CONFIG_NR_SETTINGS 25
 extern const struct setting config_settings[];
 
 /* Parses @text into its member of @base (struct config, or struct config_vm for SEC_VM). 0,

@@ -9,14 +9,18 @@
  *   pause, resume  {"ok":true}            stop, start finding new sharing
  *   unmerge        {"ok":true,"pages":N}  make all of a VM's memory private, until "share"
  *   share          {"ok":true}            undo unmerge
+ *   balloon        {"ok":true,"bytes":N}  with "bytes": the guest shall do with so much, as far as
+ * it can; without: it gets all back. N: its bounds considered. "error": why that cannot be now
  *   anything else  {"ok":false,"error":"one clear sentence"}
  *
- * unmerge and share take "vm" too: a name, a UUID or a PID.
+ * unmerge, share and balloon take "vm" too: a name, a UUID or a PID.
  *
  * The keys of "host", "vms" and "domains" are the member names of daemon/view.h, plus in each VM
  * "resident_bytes" (PSS, read from the kernel at the time of the request; absent when it cannot be
  * read), "shared_bytes", "zero_bytes", "saved_bytes" and "net_saved_bytes"; "total" has their
- * sums, "store_bytes" and "overhead_bytes". control_reply.c has the arithmetic.
+ * sums, "store_bytes" and "overhead_bytes". control_reply.c has the arithmetic. What is known of
+ * a VM's balloon and of its guest's memory is in it as "balloon_*" and "guest_*"
+ * (balloon_report.c).
  *
  * A client may send several requests; a malformed one is answered with an error and the connection
  * closed. A client that does not read its reply, or asks nothing, is disconnected after a time;
@@ -39,6 +43,10 @@ struct control_ops {
 	 * be made private. */
 	int (*unmerge)(void *core, const char *vm, u64 *ret_pages);
 	int (*share)(void *core, const char *vm);
+	/* What `balloon` asks for; @on false: "off". -ENOENT. -ENODEV: its balloon cannot be
+	 * reached. *ret_balloon is set but for -ENOENT. */
+	int (*balloon)(void *core, const char *vm, bool on, u64 bytes, u64 *ret_bytes,
+		       struct balloon_view *ret_balloon);
 };
 
 struct control;

@@ -23,6 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "common/procfs.h"
+#include "daemon/balloon_report.h"
 #include "daemon/control_reply.h"
 
 /* The members of view.h that are plain u64, by name. */
@@ -152,6 +153,7 @@ static json_t *vm_json(const struct view *v, const struct vm_view *vm, s64 *ret_
 	r |= put(j, "saved_bytes", json_integer(saved));
 	r |= put(j, "net_saved_bytes", json_integer(saved - (s64)vm->overhead_bytes));
 	r |= put(j, "cow_debt_bytes", u64_json(view_vm_cow_debt_bytes(vm)));
+	r |= balloon_report_json(j, &vm->balloon);
 	if (r < 0) {
 		json_decref(j);
 		return NULL;
@@ -248,6 +250,12 @@ char *control_reply_error(const char *fmt, ...)
 	return reply_text(json_pack("{s:b,s:o}", "ok", 0, "error", TEXT(text)));
 }
 
+/* A request that is one. @vm: a name, a UUID or a PID; NULL if the command needs none. */
+struct request {
+	const char *vm;
+	const json_t *json;
+};
+
 static char *reply_ok(void)
 {
 	return reply_text(json_pack("{s:b}", "ok", 1));
@@ -266,25 +274,25 @@ static char *view_reply(const struct control_ops *ops, void *core, bool resident
 	return line;
 }
 
-static char *do_status(const struct control_ops *ops, void *core, const char *vm)
+static char *do_status(const struct control_ops *ops, void *core, const struct request *q)
 {
 	return view_reply(ops, core, true);
 }
 
 /* For who asks often: PSS costs the kernel a walk over all of a VM's pages. */
-static char *do_counters(const struct control_ops *ops, void *core, const char *vm)
+static char *do_counters(const struct control_ops *ops, void *core, const struct request *q)
 {
 	return view_reply(ops, core, false);
 }
 
-static char *do_pause(const struct control_ops *ops, void *core, const char *vm)
+static char *do_pause(const struct control_ops *ops, void *core, const struct request *q)
 {
 	int r = ops->set_paused(core, true);
 
 	return r < 0 ? control_reply_error("cannot pause: %s", strerror(-r)) : reply_ok();
 }
 
-static char *do_resume(const struct control_ops *ops, void *core, const char *vm)
+static char *do_resume(const struct control_ops *ops, void *core, const struct request *q)
 {
 	int r = ops->set_paused(core, false);
 
@@ -312,31 +320,56 @@ static char *vm_error(const char *command, const char *vm, int error)
 	}
 }
 
-static char *do_unmerge(const struct control_ops *ops, void *core, const char *vm)
+static char *do_unmerge(const struct control_ops *ops, void *core, const struct request *q)
 {
 	u64 pages = 0;
-	int r = ops->unmerge(core, vm, &pages);
+	int r = ops->unmerge(core, q->vm, &pages);
 
 	if (r < 0)
-		return vm_error("unmerge", vm, r);
+		return vm_error("unmerge", q->vm, r);
 	return reply_text(json_pack("{s:b,s:o}", "ok", 1, "pages", u64_json(pages)));
 }
 
-static char *do_share(const struct control_ops *ops, void *core, const char *vm)
+static char *do_share(const struct control_ops *ops, void *core, const struct request *q)
 {
-	int r = ops->share(core, vm);
+	int r = ops->share(core, q->vm);
 
-	return r < 0 ? vm_error("share", vm, r) : reply_ok();
+	return r < 0 ? vm_error("share", q->vm, r) : reply_ok();
+}
+
+static char *do_balloon(const struct control_ops *ops, void *core, const struct request *q)
+{
+	json_t *reply, *bytes = json_object_get(q->json, "bytes");
+	struct balloon_view b = { 0 };
+	u64 wish = 0;
+	int r;
+
+	if (bytes && (!json_is_integer(bytes) || json_integer_value(bytes) <= 0))
+		return control_reply_error("\"bytes\" of balloon is a number above 0 (without it: "
+					   "off)");
+	r = ops->balloon(core, q->vm, bytes != NULL, bytes ? (u64)json_integer_value(bytes) : 0,
+			 &wish, &b);
+	if (r == -ENODEV)
+		return control_reply_error("VM \"%.*s\" has no balloon that can be reached%s%.160s",
+					   (int)strnlen(q->vm, 80), q->vm, *b.error ? ": " : "",
+					   b.error);
+	if (r < 0)
+		return vm_error("balloon", q->vm, r);
+	reply = json_pack("{s:b,s:o}", "ok", 1, "bytes", u64_json(wish));
+	if (reply && *b.error)
+		json_object_set_new(reply, "error", TEXT(b.error));
+	return reply_text(reply);
 }
 
 static const struct command {
 	const char *name;
 	bool needs_vm;
-	char *(*run)(const struct control_ops *ops, void *core, const char *vm);
+	char *(*run)(const struct control_ops *ops, void *core, const struct request *q);
 } commands[] = {
 	{ "status", false, do_status },	 { "counters", false, do_counters },
 	{ "pause", false, do_pause },	 { "resume", false, do_resume },
 	{ "unmerge", true, do_unmerge }, { "share", true, do_share },
+	{ "balloon", true, do_balloon },
 };
 
 char *control_reply(const struct control_ops *ops, void *core, const char *request, size_t len,
@@ -367,7 +400,7 @@ char *control_reply(const struct control_ops *ops, void *core, const char *reque
 	}
 	if (!cmd) {
 		line = control_reply_error("unknown command \"%.60s\" (known: status, "
-					   "counters, pause, resume, unmerge, share)",
+					   "counters, pause, resume, unmerge, share, balloon)",
 					   name);
 		goto out;
 	}
@@ -382,7 +415,7 @@ char *control_reply(const struct control_ops *ops, void *core, const char *reque
 		line = control_reply_error("%s needs \"vm\": a name, UUID or PID", name);
 		goto out;
 	}
-	line = cmd->run(ops, core, vm);
+	line = cmd->run(ops, core, &(struct request){ vm, j });
 out:
 	json_decref(j);
 	return line;

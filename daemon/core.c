@@ -11,6 +11,7 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/procfs.h"
+#include "daemon/balloons.h"
 #include "daemon/core.h"
 
 /* A VM may be larger than the host, within reason. */
@@ -55,6 +56,7 @@ void core_apply(struct core *c)
 
 static void vm_free(struct vm *vm)
 {
+	balloon_del(vm);
 	sd_event_source_disable_unref(vm->exit_source);
 	if (vm->pidfd >= 0)
 		close(vm->pidfd);
@@ -182,6 +184,7 @@ int core_vm_get(struct core *c, const struct peer_process *peer, const char *nam
 		return r;
 	}
 	apply_vm_config(vm);
+	balloon_add(vm);
 	*ret = vm;
 	return 0;
 }
@@ -283,11 +286,25 @@ static int op_share(void *core, const char *id)
 	return 0;
 }
 
+static int op_balloon(void *core, const char *id, bool on, u64 bytes, u64 *ret_bytes,
+		      struct balloon_view *ret_view)
+{
+	struct vm *vm = find_vm(core, id);
+	int r;
+
+	if (!vm)
+		return -ENOENT;
+	r = balloon_wish(vm, on, bytes, ret_bytes);
+	balloon_view(vm, ret_view);
+	return r;
+}
+
 static const struct control_ops control_ops = {
 	.view = op_view,
 	.set_paused = op_set_paused,
 	.unmerge = op_unmerge,
 	.share = op_share,
+	.balloon = op_balloon,
 };
 
 /* --- life ------------------------------------------------------------------------------------- */
@@ -319,8 +336,10 @@ void core_reload(struct core *c)
 	c->config = fresh;
 	host_reload(c);
 	core_apply(c);
-	for (struct vm *vm = c->vms; vm; vm = vm->next)
+	for (struct vm *vm = c->vms; vm; vm = vm->next) {
 		apply_vm_config(vm);
+		balloon_reload(vm);
+	}
 	log_info("configuration reloaded");
 	core_kick(c);
 }
@@ -371,6 +390,9 @@ int core_start(struct core *c)
 			      c);
 	if (r < 0)
 		return r;
+	r = balloons_start(c);
+	if (r < 0)
+		return r;
 	r = recovery_start(c);
 	if (r < 0)
 		return r;
@@ -404,6 +426,7 @@ void core_stop(struct core *c)
 	}
 	sd_event_source_disable_unref(c->work_timer);
 	sd_event_source_disable_unref(c->recovery_timer);
+	balloons_stop(c);
 	recovery_free(c);
 	engine_free(c->engine);
 	config_free(&c->config);

@@ -7,6 +7,7 @@
  *   agents.c    the agent socket: connections, messages
  *   recovery.c  what a restarted daemon must know: the state file, finding the stores again
  *   host.c      the host: memory pressure, vm.max_map_count, how many mappings the VMMs have
+ *   balloons.c  the VMs' QMP sockets and balloons (balloons.h)
  *   publish.c   the view (view.h), and its copy for the metrics thread, handed over by RCU
  *
  * One thread runs all of it, on an sd-event loop. Other threads: readers (ksmd/reader.h) and HTTP
@@ -27,6 +28,8 @@
 #include "metrics/http.h"
 
 struct agent;
+struct balloon;
+struct balloons;
 struct core;
 
 struct vm {
@@ -48,6 +51,7 @@ struct vm {
 	/* Mappings that the process has besides those that sharing made, when last counted. */
 	u64 maps_own, maps_counted_us;
 	bool maps_known;
+	struct balloon *balloon; /* NULL: out of memory */
 };
 
 /* What is known of the host; host.c alone changes it. */
@@ -97,6 +101,7 @@ struct core {
 	struct mx_http *http;
 	struct published *published; /* RCU */
 	struct recovery *recovery;   /* NULL: complete */
+	struct balloons *balloons;
 };
 
 /* core.c */

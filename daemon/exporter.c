@@ -3,10 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/balloon_report.h"
 #include "daemon/exporter.h"
-
-/* A name (64 bytes, each of which may become the three of U+FFFD), a pid and a counter. */
-#define LABEL_MAX 256
 
 /* How the number in the view becomes the base unit of the metric. */
 enum unit {
@@ -140,7 +138,7 @@ static const struct field domain_fields[] = {
 
 /* One label value for each VM, or for each domain. */
 struct names {
-	char (*text)[LABEL_MAX];
+	char (*text)[EXPORTER_LABEL_MAX];
 	u32 nr;
 };
 
@@ -172,12 +170,12 @@ static void names_settle(struct names *n, u32 i)
 	u32 k;
 
 	for (k = 2; taken(n, i, i); k++)
-		snprintf(n->text[i] + bytes, LABEL_MAX - bytes, " #%u", k);
+		snprintf(n->text[i] + bytes, EXPORTER_LABEL_MAX - bytes, " #%u", k);
 }
 
 static int vm_names(const struct view *v, struct names *ret)
 {
-	char pid[32], clean[LABEL_MAX];
+	char pid[32], clean[EXPORTER_LABEL_MAX];
 	bool *twin;
 	u32 i;
 
@@ -190,7 +188,7 @@ static int vm_names(const struct view *v, struct names *ret)
 		const struct vm_view *vm = &v->vms[i];
 
 		snprintf(pid, sizeof(pid), "pid-%d", (int)vm->pid);
-		mx_clean(ret->text[i], LABEL_MAX,
+		mx_clean(ret->text[i], EXPORTER_LABEL_MAX,
 			 vm->name[0]   ? vm->name
 			 : vm->uuid[0] ? vm->uuid
 				       : pid);
@@ -202,8 +200,8 @@ static int vm_names(const struct view *v, struct names *ret)
 	for (i = 0; i < v->nr_vms; i++) {
 		if (twin[i]) {
 			memcpy(clean, ret->text[i], sizeof(clean));
-			snprintf(ret->text[i], LABEL_MAX, "%.*s (pid %d)", LABEL_MAX - 40, clean,
-				 (int)v->vms[i].pid);
+			snprintf(ret->text[i], EXPORTER_LABEL_MAX, "%.*s (pid %d)",
+				 EXPORTER_LABEL_MAX - 40, clean, (int)v->vms[i].pid);
 		}
 		names_settle(ret, i);
 	}
@@ -218,7 +216,7 @@ static int domain_names(const struct view *v, struct names *ret)
 	if (names_alloc(ret, v->nr_domains) < 0)
 		return -1;
 	for (i = 0; i < v->nr_domains; i++) {
-		mx_clean(ret->text[i], LABEL_MAX, v->domains[i].name);
+		mx_clean(ret->text[i], EXPORTER_LABEL_MAX, v->domains[i].name);
 		names_settle(ret, i);
 	}
 	return 0;
@@ -403,6 +401,7 @@ void exporter_write(struct mx_writer *w, const struct view *v)
 
 	write_vm_debt(w, v, &vms);
 	write_map_count(w, v, &vms);
+	balloon_report_metrics(w, v, vms.text);
 
 	write_fields(w, domain_fields, ARRAY_SIZE(domain_fields), v->domains, sizeof(*v->domains),
 		     &domains, "domain");

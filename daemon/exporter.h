@@ -16,6 +16,9 @@
 #include "daemon/view.h"
 #include "metrics/exposition.h"
 
+/* A name (64 bytes, each of which may become the three of U+FFFD), a pid and a counter. */
+#define EXPORTER_LABEL_MAX 256
+
 void exporter_write(struct mx_writer *w, const struct view *v);
 
 #endif

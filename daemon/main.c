@@ -9,6 +9,7 @@
 #include <systemd/sd-daemon.h>
 #include <unistd.h>
 #include "common/log.h"
+#include "daemon/balloons.h"
 #include "daemon/core.h"
 #include "common/version.h"
 
@@ -32,6 +33,13 @@ static int on_sighup(sd_event_source *s, const struct signalfd_siginfo *si, void
 	return 0;
 }
 
+/* What was taken from guests is given back before nobody looks after them any more. */
+static int on_stop(sd_event_source *s, const struct signalfd_siginfo *si, void *arg)
+{
+	balloons_give_back(arg);
+	return 0;
+}
+
 static int add_signals(struct core *c)
 {
 	sigset_t set;
@@ -43,9 +51,9 @@ static int add_signals(struct core *c)
 	sigaddset(&set, SIGHUP);
 	sigprocmask(SIG_BLOCK, &set, NULL);
 	signal(SIGPIPE, SIG_IGN);
-	r = sd_event_add_signal(c->event, NULL, SIGTERM, NULL, NULL);
+	r = sd_event_add_signal(c->event, NULL, SIGTERM, on_stop, c);
 	if (r >= 0)
-		r = sd_event_add_signal(c->event, NULL, SIGINT, NULL, NULL);
+		r = sd_event_add_signal(c->event, NULL, SIGINT, on_stop, c);
 	if (r >= 0)
 		r = sd_event_add_signal(c->event, NULL, SIGHUP, on_sighup, c);
 	return r;

@@ -14,6 +14,7 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/procfs.h"
+#include "daemon/balloons.h"
 #include "daemon/core.h"
 #include "daemon/exporter.h"
 #include "ksmd/store.h"
@@ -78,6 +79,7 @@ static void fill_vm(const struct vm *vm, struct vm_view *v)
 	snprintf(v->uuid, sizeof(v->uuid), "%s", vm->uuid);
 	snprintf(v->domain, sizeof(v->domain), "%s", vm->domain);
 	snprintf(v->share, sizeof(v->share), "%s", share_mode_name(vm->share));
+	balloon_view(vm, &v->balloon);
 }
 
 /* What the store's file takes by the kernel's word; what is in its books if that cannot be had. */

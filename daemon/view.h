@@ -8,7 +8,29 @@
 #define BALLAST_DAEMON_VIEW_H
 
 #include <sys/types.h>
+#include "balloon/guest_stats.h"
 #include "common/types.h"
+
+/* A VM's balloon, and what its guest says of its memory (balloon/). All zero: there is nothing to
+ * say. What is not known has its has_ or its bit in present clear. */
+struct balloon_view {
+	/* "up", "no-device", "connecting", "busy" (its QMP socket is another's), "failed", or
+	 * "none" (no socket is known); error says why in a sentence, if anything is wrong. */
+	char state[16], error[240];
+	bool linked;			      /* what follows is of now */
+	char run[16], driver[16], reason[16]; /* names of balloon_vm.h and controller.h */
+	bool has_actual;
+	u64 actual_bytes, ram_bytes;
+	bool stuck;
+	u64 releases_total, withdrawn_total;
+	bool has_stats;
+	u64 stats_age_us;
+	u32 present; /* bit GUEST_STAT_x: stats[x] is known */
+	u64 stats[GUEST_NR_STATS];
+	/* Also while it is not linked: */
+	bool has_wish, has_target;
+	u64 wish_bytes, target_bytes;
+};
 
 struct vm_view {
 	char name[64], uuid[40], domain[64], share[16]; /* share: "on", "off", "zero-only" */
@@ -34,6 +56,7 @@ struct vm_view {
 		image_pages_total;
 	/* Huge pages (2 MiB) left whole, and what splitting them would save, as far as is known. */
 	u64 huge_pages, huge_saving_pages;
+	struct balloon_view balloon;
 };
 
 struct domain_view {

@@ -235,8 +235,12 @@ start_daemon()
 
 # stop_daemon: an orderly stop; fails if it took more than 10 s.
 stop_daemon() { end_process "$DAEMON_PID" TERM; }
-# kill_daemon: kill -9.
-kill_daemon() { end_process "$DAEMON_PID" KILL; }
+# kill_daemon: kill -9. Its main thread is a zombie before its other threads have let go of the lock.
+kill_daemon()
+{
+	end_process "$DAEMON_PID" KILL
+	wait_for 10 flock -n "$RUN/lock" true
+}
 
 # ctl ARG...: ballastctl on this test's daemon. A daemon that hangs is a failure, not a test that hangs.
 ctl() { timeout 20 "$BUILD/ballastctl" --socket "$CONTROL_SOCKET" "$@"; }

@@ -19,6 +19,7 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 #include "common/log.h"
+#include "daemon/balloons.h"
 #include "daemon/core.h"
 #include "hypervisor-hooks/uffd.h"
 #include "ksmd/core.h"
@@ -188,6 +189,7 @@ static void daemon_start(struct input *in)
 	MUST(sd_event_add_time(core.event, &core.work_timer, CLOCK_MONOTONIC, UINT64_MAX, 0,
 			       on_work, NULL) >= 0);
 	MUST(engine_new(&cfg, &agent_engine_ops, &core.engine) == 0);
+	MUST(balloons_start(&core) == 0);
 	MUST(agents_start(&core) >= 0);
 }
 

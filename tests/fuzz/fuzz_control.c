@@ -91,11 +91,23 @@ static int op_share(void *core, const char *vm)
 	return answer(vm);
 }
 
+static int op_balloon(void *core, const char *vm, bool on, u64 bytes, u64 *ret_bytes,
+		      struct balloon_view *ret)
+{
+	MUST(on == (bytes != 0) && bytes <= INT64_MAX);
+	memset(ret, 0, sizeof(*ret));
+	if (view_seed & 4)
+		memset(ret->error, '"', sizeof(ret->error) - 1);
+	*ret_bytes = bytes;
+	return strlen(vm) == 2 ? -ENODEV : answer(vm);
+}
+
 static const struct control_ops ops = {
 	.view = op_view,
 	.set_paused = op_set_paused,
 	.unmerge = op_unmerge,
 	.share = op_share,
+	.balloon = op_balloon,
 };
 
 static void clean_up(void)

@@ -101,6 +101,8 @@ Test(config, defaults)
 	cr_expect_eq(c.nr_vms, 0);
 	cr_expect_eq(config_vm_match(&c, "x", NULL, 1000)->share, SHARE_ON);
 	cr_expect_str_eq(config_vm_match(&c, "x", NULL, 1000)->domain, "default");
+	cr_expect_str_eq(config_vm_match(&c, "x", NULL, 1000)->qmp, CONFIG_QMP_AUTO);
+	cr_expect_eq(config_vm_match(&c, "x", NULL, 1000)->min_bytes, MIB(256));
 	config_free(&c);
 	config_free(NULL);
 }
@@ -226,6 +228,9 @@ static const struct {
 	{ "[daemon]\nrun_dir = run/ballast\n", 2, "is not an absolute path" },
 	{ "[daemon]\nagent_socket_mode = 0888\n", 2, "is not an octal file mode" },
 	{ "[daemon]\nagent_socket_mode = 0111\n", 2, "out of range (accepted: 0600 to 0777)" },
+	{ "[vm \"a\"]\nqmp = a.sock\n", 2, "is not an absolute path, auto or off" },
+	{ "[vm \"a\"]\nqmp = on\n", 2, "is not an absolute path, auto or off" },
+	{ "[vm \"a\"]\nmin = 0\n", 2, "out of range" },
 	{ "[vm \"a\"]\nshare = sometimes\n", 2, "is not on, off or zero-only" },
 	{ "[vm \"a\"]\ndomain = a/b\n", 2, "is not a domain name made of" },
 	{ "[vm \"a\"]\ndomain = ..\n", 2, "is not a domain name made of" },
@@ -405,12 +410,15 @@ Test(config, print_is_read_back)
 	write_text("ballast.conf",
 		   "[daemon]\nrun_dir = /r\nlog_level = debug\n[scan]\ncpu_percent = "
 		   "2.5\nthreads = 3\ninterval = 1500ms\nmax_map_count = No\n"
-		   "[vm \"a [x]\"]\nshare = zero-only\ndomain = d\n");
+		   "[vm \"a [x]\"]\nshare = zero-only\ndomain = d\n"
+		   "qmp = /run/a.qmp\nmin = 1536MiB\n");
 	load_ok(&a);
 	first = print_to_text(&a);
 	cr_expect(strstr(first, "cpu_percent = 2.5\n"));
 	cr_expect(strstr(first, "max_map_count = off\n"));
 	cr_expect(strstr(first, "[vm \"a [x]\"]\n"));
+	cr_expect(strstr(first, "\nqmp = /run/a.qmp\n"));
+	cr_expect(strstr(first, "\nmin = 1536MiB\n"));
 	cr_expect(strstr(first, "# default 0666: "));
 	write_text("ballast.conf", first);
 	load_ok(&b);

@@ -21,7 +21,9 @@
 #define WAIT_US 10000000ULL
 
 static struct core {
-	int views, pauses, resumes, unmerges, shares;
+	int views, pauses, resumes, unmerges, shares, balloons;
+	bool balloon_on;
+	u64 balloon_bytes;
 	char vm[128];
 	int result; /* of every operation */
 	u32 nr_vms;
@@ -104,11 +106,28 @@ static int core_share(void *arg, const char *vm)
 	return c->result;
 }
 
+static int core_balloon(void *arg, const char *vm, bool on, u64 bytes, u64 *ret_bytes,
+			struct balloon_view *ret)
+{
+	struct core *c = arg;
+
+	c->balloons++;
+	c->balloon_on = on;
+	c->balloon_bytes = bytes;
+	snprintf(c->vm, sizeof(c->vm), "%s", vm);
+	if (c->result == -ENOENT)
+		return c->result;
+	*ret = (struct balloon_view){ .state = "busy", .error = "is another's" };
+	*ret_bytes = on ? bytes + 1 : 0;
+	return c->result;
+}
+
 static const struct control_ops ops = {
 	.view = core_view,
 	.set_paused = core_set_paused,
 	.unmerge = core_unmerge,
 	.share = core_share,
+	.balloon = core_balloon,
 };
 
 static char dir[64], path[80];
@@ -660,6 +679,42 @@ Test(control, socket_file)
 	snprintf(long_path, sizeof(long_path), "%s/missing/control.sock", dir);
 	cr_expect_eq(control_new(event, long_path, &ops, &core, &control), -ENOENT);
 	cr_expect_null(control);
+}
+
+Test(control, balloon)
+{
+	int fd = connect_client();
+	json_t *j;
+
+	send_text(fd, "{\"command\":\"balloon\",\"vm\":\"web\",\"bytes\":4096}\n");
+	j = receive(fd);
+	cr_expect(json_is_true(json_object_get(j, "ok")));
+	cr_expect_eq(number(j, "bytes"), 4097, "what the core said");
+	cr_expect_str_eq(json_string_value(json_object_get(j, "error")), "is another's");
+	json_decref(j);
+	cr_expect(core.balloon_on && core.balloon_bytes == 4096);
+	cr_expect_str_eq(core.vm, "web");
+	expect_ok(fd, "{\"command\":\"balloon\",\"vm\":\"web\"}\n");
+	cr_expect(!core.balloon_on && core.balloons == 2);
+	for (u32 i = 0; i < 4; i++) {
+		static const char *const bad[] = { "0", "-1", "\"1G\"", "null" };
+		char request[128];
+
+		snprintf(request, sizeof(request),
+			 "{\"command\":\"balloon\",\"vm\":\"a\",\"bytes\":%s}\n", bad[i]);
+		send_text(fd, request);
+		expect_error_reply(fd, bad[i], "above 0");
+	}
+	send_text(fd, "{\"command\":\"balloon\",\"bytes\":5}\n");
+	expect_error_reply(fd, "no VM", "needs \"vm\"");
+	cr_expect_eq(core.balloons, 2);
+	core.result = -ENODEV;
+	send_text(fd, "{\"command\":\"balloon\",\"vm\":\"a\",\"bytes\":5}\n");
+	expect_error_reply(fd, "no device", "can be reached: is another's");
+	core.result = -ENOENT;
+	send_text(fd, "{\"command\":\"balloon\",\"vm\":\"a\",\"bytes\":5}\n");
+	expect_error_reply(fd, "no VM", "no VM has the name");
+	close(fd);
 }
 
 /* What a killed daemon leaves behind: a socket file that nobody listens on. */
