@@ -12,7 +12,7 @@ set -o pipefail
 TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
 
 # Enough for two or three guests of 256 MiB and the page cache; two processors, so that a daemon and a guest run at once.
-mem=4096 cpus=2 limit=600 emulated=
+mem=4096 cpus=1 limit=600 emulated=
 # Far more than it takes (README.md): a busy machine is no failure.
 boot_limit=150
 
@@ -83,7 +83,7 @@ mkfifo "$run/output"
 cat "$run/output" &
 reader=$!
 # max: SVM with nested paging. panic=-1 and -no-reboot: a host that panics ends at once. The host dies with this script.
-setpriv --pdeathsig KILL qemu-system-x86_64 -name testhost -machine q35 -accel tcg,thread=multi -cpu max \
+setpriv --pdeathsig KILL qemu-system-x86_64 -name testhost -machine q35 -accel tcg,thread=${TH_THREAD:-multi} -cpu max \
 	-m "$mem" -smp "$cpus" -nodefaults -no-user-config -display none -no-reboot \
 	-kernel "$out/vmlinuz" -initrd "$out/initrd.gz" \
 	-append "console=ttyS0 quiet panic=-1 mitigations=off nokaslr random.trust_cpu=on" \
