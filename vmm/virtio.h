@@ -77,6 +77,18 @@ struct virtio_device {
  * line. The device is then owned by the VM, which frees it. On failure the caller still owns it. */
 int virtio_add(struct vm *vm, struct virtio_device *d);
 
+/*
+ * virtio_mmio.c, for vm.c and snapshot.c: on the main thread, while no vCPU runs.
+ * All take the device's lock themselves.
+ */
+void virtio_quiesce(struct virtio_device *d); /* ops->quiesce; kicks wait in their eventfds */
+void virtio_resume(struct virtio_device *d);  /* ops->resume, and looks at every queue again */
+void virtio_reset(
+	struct virtio_device *d); /* the machine is reset: as status 0, and statistics stay */
+void virtio_free(struct virtio_device *d); /* event sources, eventfds, ops->free; NULL is fine */
+int virtio_save(struct virtio_device *d, struct state_writer *w); /* transport, queues, ops->save */
+int virtio_load(struct virtio_device *d, struct state_reader *r); /* into a device just added */
+
 /* For devices, from any thread. */
 void virtio_interrupt(struct virtio_device *d,
 		      struct virtqueue *q); /* only if the driver wants one */
