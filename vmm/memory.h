@@ -34,6 +34,7 @@ struct guest_memory {
 	struct memory_slot slots[MEMORY_SLOTS_MAX];
 	u32 nr_slots;
 	u64 ram_bytes;		/* without the hotplug area */
+	bool restored;		/* slots are private mappings of a snapshot's memory file */
 	struct bh_agent *agent; /* NULL: no daemon; then all below is plain madvise() */
 };
 
