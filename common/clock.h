@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Clocks in microseconds. */
+/* Clocks, mostly in microseconds. */
 #ifndef BALLAST_COMMON_CLOCK_H
 #define BALLAST_COMMON_CLOCK_H
 
@@ -17,6 +17,14 @@ static inline u64 clock_us(clockid_t id)
 static inline u64 now_us(void)
 {
 	return clock_us(CLOCK_MONOTONIC);
+}
+
+static inline u64 now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (u64)t.tv_sec * 1000000000 + (u64)t.tv_nsec;
 }
 
 /* CPU time of the calling thread; of all threads of the process. */

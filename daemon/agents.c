@@ -46,6 +46,7 @@ struct agent {
 	struct peer_process peer;
 	sd_event_source *io, *hello_timer, *rest_timer;
 	bool is_introduced;
+	u32 version;   /* of the protocol, from HELLO on */
 	u64 busy_us;   /* of our time that it has taken since it last rested */
 	struct vm *vm; /* NULL before HELLO */
 };
@@ -123,8 +124,8 @@ static int on_hello(struct agent *a)
 
 	if (a->vm)
 		return -EPROTO;
-	if (rx.hello.version_highest < WIRE_VERSION_LOWEST ||
-	    rx.hello.version_lowest > WIRE_VERSION) {
+	a->version = wire_common_version(rx.hello.version_lowest, rx.hello.version_highest);
+	if (!a->version) {
 		snprintf(reason, sizeof(reason),
 			 "no common protocol version (it speaks %u to %u, this daemon %d to %d)",
 			 rx.hello.version_lowest, rx.hello.version_highest, WIRE_VERSION_LOWEST,
@@ -146,7 +147,7 @@ static int on_hello(struct agent *a)
 	if (r < 0)
 		return refuse(a, r, "no store for its domain");
 	wire_init(&tx, WIRE_WELCOME, 0, sizeof(tx.welcome));
-	tx.welcome = (struct wire_welcome){ .version = WIRE_VERSION,
+	tx.welcome = (struct wire_welcome){ .version = (u16)a->version,
 					    .store_bytes = store_file_bytes(domain_store(d)) };
 	snprintf(tx.welcome.domain, sizeof(tx.welcome.domain), "%s", vm->domain);
 	r = wire_send(a->fd, &tx, store_fd_readonly(domain_store(d)), 0);
@@ -218,6 +219,16 @@ static int on_discard(struct vm *vm)
 	return r;
 }
 
+static int on_disk_read(struct vm *vm)
+{
+	int r = 0;
+
+	for (u32 i = 0; r == 0 && i < wire_count(&rx); i++)
+		r = engine_disk_read(vm->ksm, rx.reads[i].hva, rx.reads[i].nr_pages,
+				     rx.reads[i].disk, rx.reads[i].sector);
+	return r;
+}
+
 static int on_region_add(struct vm *vm)
 {
 	int r = engine_region_add(vm->ksm, rx.region.hva, rx.region.bytes);
@@ -241,7 +252,8 @@ static int handle(struct agent *a)
 
 	if (rx.h.type == WIRE_HELLO)
 		return on_hello(a);
-	if (!vm)
+	/* Of a later version than was agreed on, too. */
+	if (!vm || rx.h.version > a->version)
 		return -EPROTO;
 	switch (rx.h.type) {
 	case WIRE_REGION_ADD:
@@ -252,6 +264,8 @@ static int handle(struct agent *a)
 		return on_discard(vm);
 	case WIRE_DONE:
 		return on_done(vm);
+	case WIRE_DISK_READ:
+		return on_disk_read(vm);
 	default:
 		return -EPROTO;
 	}

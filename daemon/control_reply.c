@@ -76,6 +76,7 @@ static const struct field vm_fields[] = {
 	VM(huge_saving_pages),
 	VM(huge_splits_total),
 	VM(repaired_pages_total),
+	VM(share_on_read_pages_total),
 };
 
 static const struct field domain_fields[] = {

@@ -64,6 +64,7 @@ static void fill_vm(const struct vm *vm, struct vm_view *v)
 		.failed_pages_total = s.failed_total,
 		.pinned_pages_total = s.pinned_total,
 		.repaired_pages_total = s.repaired_total,
+		.share_on_read_pages_total = s.read_shared_total,
 		.huge_splits_total = s.huge_split_total,
 		.huge_pages = s.huge_chunks,
 		.huge_saving_pages = s.huge_saving_pages,

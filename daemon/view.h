@@ -30,7 +30,7 @@ struct vm_view {
 	u64 scanned_pages_total, hashed_pages_total, merged_pages_total, zeroed_pages_total,
 		broken_pages_total, discarded_pages_total, unmerged_pages_total, failed_pages_total,
 		pinned_pages_total, passes_total, agent_cpu_us_total, guest_faults_total,
-		huge_splits_total, repaired_pages_total;
+		huge_splits_total, repaired_pages_total, share_on_read_pages_total;
 	/* Huge pages (2 MiB) left whole, and what splitting them would save, as far as is known. */
 	u64 huge_pages, huge_saving_pages;
 };

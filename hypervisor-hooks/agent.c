@@ -55,24 +55,13 @@ static void copy_string(char *to, size_t size, const char *from)
 	snprintf(to, size, "%s", from ? from : "");
 }
 
-static void kick(struct bh_agent *a)
+void agent_kick(struct bh_agent *a)
 {
 	u64 one = 1;
 
 	/* Else it can only fail when the counter is full, and then the thread is awake anyway. */
 	while (write(a->wake_fd, &one, sizeof(one)) < 0 && errno == EINTR)
 		;
-}
-
-static void region_free(struct bh_region *r)
-{
-	if (!r)
-		return;
-	free(r->mapped);
-	free(r->foreign);
-	free(r->chunk_state);
-	free(r->chunk_faults);
-	free(r);
 }
 
 static int staging_new(struct bh_agent *a)
@@ -167,6 +156,7 @@ int bh_new(const struct bh_config *cfg, struct bh_agent **ret)
 	a->cfg = *cfg;
 	a->uffd = a->uffd_sync = a->wake_fd = a->sock = a->store_fd = a->mounts_fd = -1;
 	pthread_mutex_init(&a->lock, NULL);
+	pthread_mutex_init(&a->reads.lock, NULL);
 	copy_string(a->socket_path, sizeof(a->socket_path),
 		    path && *path ? path : BH_DEFAULT_SOCKET);
 	copy_string(a->uuid, sizeof(a->uuid), cfg->uuid);
@@ -215,7 +205,7 @@ void bh_free(struct bh_agent *a)
 		live_agent = NULL;
 	a->stop = true;
 	if (a->threads_started) {
-		kick(a);
+		agent_kick(a);
 		pthread_join(a->link_thread, NULL);
 		pthread_join(a->fault_thread, NULL);
 	}
@@ -237,315 +227,13 @@ void bh_free(struct bh_agent *a)
 	if (a->staging)
 		syscall(SYS_munmap, a->staging, BH_STEP_PAGES * PAGE_BYTES);
 	for (u32 i = 0; i < a->nr_regions; i++)
-		region_free(a->regions[i]);
+		bh_region_free(a->regions[i]);
 	free(a->reference);
 	free(a->rx);
 	free(a->tx);
 	pthread_mutex_destroy(&a->lock);
+	pthread_mutex_destroy(&a->reads.lock);
 	free(a);
-}
-
-struct bh_region *region_find(struct bh_agent *a, u64 hva, u64 bytes)
-{
-	for (u32 i = 0; i < a->nr_regions; i++) {
-		struct bh_region *r = a->regions[i];
-
-		if (hva >= r->hva && bytes <= r->bytes && hva - r->hva <= r->bytes - bytes)
-			return r;
-	}
-	return NULL;
-}
-
-/* Is all of [start, end) private anonymous memory that may be read and written? */
-struct anon_check {
-	u64 at, end;
-	bool ok;
-};
-
-static int check_mapping(const struct procmap *m, void *arg)
-{
-	struct anon_check *c = arg;
-
-	if (m->end <= c->at)
-		return 0;
-	c->ok = m->start <= c->at && m->ino == 0 && !m->shared && m->readable && m->writable;
-	c->at = m->end;
-	return !c->ok || c->at >= c->end;
-}
-
-static int check_memory(u64 hva, u64 bytes)
-{
-	struct anon_check c = { .at = hva, .end = hva + bytes };
-	int r = procmaps_walk(getpid(), check_mapping, &c);
-
-	if (r < 0)
-		return r;
-	return c.ok && c.at >= c.end ? 0 : -ENOTSUP;
-}
-
-static bool overlaps_region(const struct bh_agent *a, u64 hva, u64 bytes)
-{
-	for (u32 i = 0; i < a->nr_regions; i++)
-		if (hva < a->regions[i]->hva + a->regions[i]->bytes &&
-		    a->regions[i]->hva < hva + bytes)
-			return true;
-	return false;
-}
-
-static struct bh_region *region_new(u64 hva, u64 bytes, u64 gpa, const char *name)
-{
-	struct bh_region *r = calloc(1, sizeof(*r));
-	u64 chunks = DIV_ROUND_UP(bytes, CHUNK_BYTES);
-
-	if (!r)
-		return NULL;
-	r->hva = hva;
-	r->bytes = bytes;
-	r->gpa = gpa;
-	copy_string(r->name, sizeof(r->name), name);
-	r->mapped = calloc(DIV_ROUND_UP(bytes >> PAGE_SHIFT, 64), sizeof(u64));
-	r->foreign = calloc(DIV_ROUND_UP(bytes >> PAGE_SHIFT, 64), sizeof(u64));
-	r->chunk_state = calloc(chunks, 1);
-	r->chunk_faults = calloc(chunks, 1);
-	if (r->mapped && r->foreign && r->chunk_state && r->chunk_faults)
-		return r;
-	region_free(r);
-	return NULL;
-}
-
-int bh_region_add(struct bh_agent *a, void *at, size_t bytes, uint64_t gpa, const char *name)
-{
-	u64 hva = (u64)(uintptr_t)at;
-	struct bh_region *r;
-	int err;
-
-	if (!page_aligned(hva) || !page_aligned(bytes) || !bytes || hva + bytes < hva || a->dead)
-		return -EINVAL;
-	err = check_memory(hva, bytes);
-	if (err < 0)
-		return err;
-	r = region_new(hva, bytes, gpa, name);
-	if (!r)
-		return -ENOMEM;
-	lock_urgent(a);
-	if (overlaps_region(a, hva, bytes))
-		err = -EEXIST;
-	else if (a->nr_regions == WIRE_REGIONS_MAX)
-		err = -ENOSPC;
-	else
-		err = region_track(a, r);
-	if (err == 0)
-		a->regions[a->nr_regions++] = r;
-	pthread_mutex_unlock(&a->lock);
-	if (err < 0) {
-		region_free(r);
-		return err;
-	}
-	kick(a);
-	return 0;
-}
-
-static struct bh_region *forget_region(struct bh_agent *a, u32 i)
-{
-	struct bh_region *r = a->regions[i];
-
-	uffd_unregister(a->uffd, r->hva, r->bytes);
-	if (r->announced && a->nr_deleted < WIRE_REGIONS_MAX)
-		a->deleted[a->nr_deleted++] = (struct wire_range){ r->hva, r->bytes };
-	else if (r->announced)
-		a->resync = true;
-	a->regions[i] = a->regions[--a->nr_regions];
-	return r;
-}
-
-int bh_region_del(struct bh_agent *a, void *at, size_t bytes)
-{
-	struct bh_region *gone[WIRE_REGIONS_MAX];
-	u64 hva = (u64)(uintptr_t)at;
-	u32 nr = 0;
-
-	if (a->dead)
-		return -ENOENT;
-	lock_urgent(a);
-	for (u32 i = a->nr_regions; i-- > 0;) {
-		const struct bh_region *r = a->regions[i];
-
-		if (hva < r->hva + r->bytes && r->hva < hva + bytes)
-			gone[nr++] = forget_region(a, i);
-	}
-	pthread_mutex_unlock(&a->lock);
-	for (u32 i = 0; i < nr; i++)
-		region_free(gone[i]);
-	if (nr)
-		kick(a);
-	return nr ? 0 : -ENOENT;
-}
-
-/* Queues a discard of merged pages for the daemon; neighbours become one range. */
-static void queue_discard(struct bh_agent *a, const struct bh_region *r, u64 hva, u64 bytes)
-{
-	struct wire_range *last = a->nr_discards ? &a->discards[a->nr_discards - 1] : NULL;
-
-	if (last && last->hva + last->bytes == hva && hva != r->hva)
-		last->bytes += bytes;
-	else if (a->nr_discards < BH_DISCARD_QUEUE)
-		a->discards[a->nr_discards++] = (struct wire_range){ hva, bytes };
-	else
-		a->resync = true;
-}
-
-static int discard_in_region(struct bh_agent *a, struct bh_region *r, u64 page, u64 end, int advice)
-{
-	int first_err = 0, err;
-
-	for (u64 nr; page < end; page += nr) {
-		nr = same_kind(r, page, end);
-		/*
-		 * In a mapping of the store the kernel's way would bring back the store's page, or
-		 * whatever is there by then (invariant 4). An empty anonymous mapping is what the
-		 * VMM asked for: zeros.
-		 */
-		if (page_kind(r, page) == PAGE_MAPPED) {
-			err = region_replace_anon(a, r, page, nr);
-			if (err == 0)
-				queue_discard(a, r, page_hva(r, page), nr << PAGE_SHIFT);
-		} else {
-			err = kernel_madvise((void *)(uintptr_t)page_hva(r, page), nr << PAGE_SHIFT,
-					     advice) < 0
-				      ? -errno
-				      : 0;
-		}
-		if (first_err == 0)
-			first_err = err;
-	}
-	return first_err;
-}
-
-/* The region that holds @at, and how much of [at, end) lies in it; or in none, up to the next one.
- */
-static struct bh_region *region_part(struct bh_agent *a, u64 at, u64 end, u64 *ret_end)
-{
-	*ret_end = end;
-	for (u32 i = 0; i < a->nr_regions; i++) {
-		struct bh_region *r = a->regions[i];
-
-		if (at >= r->hva && at < r->hva + r->bytes) {
-			*ret_end = MIN(end, r->hva + r->bytes);
-			return r;
-		}
-		if (r->hva > at)
-			*ret_end = MIN(*ret_end, r->hva);
-	}
-	return NULL;
-}
-
-int bh_discard(struct bh_agent *a, void *from, size_t bytes, int advice)
-{
-	u64 hva = (u64)(uintptr_t)from, end = hva + ROUND_UP(bytes, PAGE_BYTES), part_end;
-	int err = 0;
-	bool tell;
-
-	if (a->dead)
-		return -ENOENT;
-	if (!page_aligned(hva) || end <= hva)
-		return -EINVAL;
-	lock_urgent(a);
-	if (!overlaps_region(a, hva, end - hva))
-		err = -ENOENT;
-	for (u64 at = hva; err == 0 && at < end; at = part_end) {
-		struct bh_region *r = region_part(a, at, end, &part_end);
-		u64 page, page_end;
-
-		if (!r) {
-			if (kernel_madvise((void *)(uintptr_t)at, part_end - at, advice) < 0)
-				err = -errno;
-			continue;
-		}
-		page = (at - r->hva) >> PAGE_SHIFT;
-		page_end = (part_end - r->hva) >> PAGE_SHIFT;
-		/* An emptied chunk is let go: its first touches shall be the kernel's again. */
-		for (u64 c = DIV_ROUND_UP(page, CHUNK_PAGES); (c + 1) * CHUNK_PAGES <= page_end;
-		     c++)
-			chunk_release(a, r, c);
-		err = discard_in_region(a, r, page, page_end, advice);
-	}
-	tell = a->nr_discards || a->resync;
-	pthread_mutex_unlock(&a->lock);
-	if (tell)
-		kick(a);
-	return err;
-}
-
-/* Calls @fn for each part of the range that lies in a region. */
-static bool for_each_part(struct bh_agent *a, void *from, size_t bytes,
-			  void (*fn)(struct bh_agent *a, struct bh_region *r, u64 page, u64 nr))
-{
-	u64 hva = ROUND_DOWN((u64)(uintptr_t)from, PAGE_BYTES);
-	u64 end = ROUND_UP((u64)(uintptr_t)from + bytes, PAGE_BYTES), part_end;
-	bool found = false;
-
-	if (a->dead)
-		return false;
-	lock_urgent(a);
-	for (u64 at = hva; at < end; at = part_end) {
-		struct bh_region *r = region_part(a, at, end, &part_end);
-
-		if (r)
-			fn(a, r, (at - r->hva) >> PAGE_SHIFT, (part_end - at) >> PAGE_SHIFT);
-		found = found || r;
-	}
-	pthread_mutex_unlock(&a->lock);
-	return found;
-}
-
-static void mark_foreign(struct bh_agent *a, struct bh_region *r, u64 page, u64 nr)
-{
-	page_set_foreign(r, page, nr);
-}
-
-static void tell_replaced(struct bh_agent *a, struct bh_region *r, u64 page, u64 nr)
-{
-	queue_discard(a, r, page_hva(r, page), nr << PAGE_SHIFT);
-}
-
-void bh_replace_begin(struct bh_agent *a, void *hva, size_t bytes)
-{
-	/* No page may be moved out of a mapping that is not registered (invariant 1). */
-	for_each_part(a, hva, bytes, mark_foreign);
-}
-
-void bh_replace_end(struct bh_agent *a, void *hva, size_t bytes)
-{
-	if (for_each_part(a, hva, bytes, tell_replaced))
-		kick(a);
-}
-
-void bh_region_advise(struct bh_agent *a, void *at, size_t bytes, int advice)
-{
-	u64 hva = (u64)(uintptr_t)at;
-	struct bh_region *r;
-
-	if (a->dead)
-		return;
-	lock_urgent(a);
-	r = region_find(a, hva, bytes);
-	if (r) {
-		switch (advice) {
-		case MADV_DONTFORK:
-		case MADV_DOFORK:
-			r->dont_fork = advice == MADV_DONTFORK;
-			break;
-		case MADV_DONTDUMP:
-		case MADV_DODUMP:
-			r->dont_dump = advice == MADV_DONTDUMP;
-			break;
-		case MADV_HUGEPAGE:
-		case MADV_NOHUGEPAGE:
-			r->huge = advice == MADV_HUGEPAGE;
-			break;
-		}
-	}
-	pthread_mutex_unlock(&a->lock);
 }
 
 static u64 one_thread_cpu_us(pthread_t t)
@@ -563,6 +251,8 @@ u64 agent_cpu_us(struct bh_agent *a)
 void bh_stats(struct bh_agent *a, struct bh_stats *ret)
 {
 	*ret = (struct bh_stats){
+		.disk_reads_noted = a->reads.noted,
+		.disk_reads_dropped = a->reads.dropped,
 		.merged_pages = a->merged_pages,
 		.zeroed_pages = a->zeroed_pages,
 		.unmerged_pages = a->unmerged_pages,
@@ -574,4 +264,8 @@ void bh_stats(struct bh_agent *a, struct bh_stats *ret)
 		.cpu_us = agent_cpu_us(a),
 		.connected = a->connected,
 	};
+	for (u32 i = 0; i < BH_LATENCY_BUCKETS; i++) {
+		ret->wait_latency[i] = a->wait_latency[i];
+		ret->fill_latency[i] = a->fill_latency[i];
+	}
 }

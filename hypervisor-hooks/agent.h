@@ -2,12 +2,15 @@
 /*
  * Inside of the agent. How the files divide it:
  *
- *   agent.c    life, regions, discards: what the VMM calls
+ *   agent.c    life: what the VMM calls first and last
+ *   region.c   regions, discards, replaced mappings
  *   link.c     the thread "ballast-agent": connection, requests, answers
  *   merge.c    move, verify, map: what replaces a guest page
  *   adopt.c    which parts of a region are registered how
  *   fault.c    the thread "ballast-fault": first touches of adopted memory
- *   dma.c      may a device write guest memory behind the page tables?
+ *   pins.c     pages under DMA, where the VMM says which
+ *   dma.c      may a device write guest memory behind the page tables? where it does not
+ *   reads.c    what came from which disk block: hints for the daemon
  *
  * Two userfaultfd contexts. @uffd tracks writes asynchronously (WP_ASYNC: nobody waits) and traps
  * accesses to holes in adopted chunks (MISSING). @uffd_sync stops writers of the few pages that are
@@ -44,6 +47,8 @@
 #define BH_STEP_PAGES	 64
 #define BH_STEP_RUNS	 16
 #define BH_DISCARD_QUEUE WIRE_RUNS_MAX
+/* A page's pins; at this many it is pinned for good. */
+#define BH_PINS_MAX UINT16_MAX
 
 enum bh_chunk_state {
 	CHUNK_TRACKED = 0,   /* registered WP: nothing traps */
@@ -57,10 +62,23 @@ struct bh_region {
 	u64 *foreign; /* 1 bit a page: the VMM put something of its own there; never touched again
 		       */
 	u64 *mapped;  /* 1 bit a page: in a mapping of the store, not registered with @uffd */
+	u16 *pins;    /* for each page: by how many bh_pin(); NULL unless cfg.pins_exactly */
 	u8 *chunk_state;		 /* enum bh_chunk_state, for each 2 MiB of the region */
 	u8 *chunk_faults;		 /* first touches filled since the chunk was adopted */
 	bool announced;			 /* the daemon knows it */
 	bool dont_fork, dont_dump, huge; /* madvise attributes, repeated on the mappings we make */
+};
+
+/*
+ * Notes of disk reads that wait to be told (reads.c). @lock is taken with no other lock held, and
+ * nothing that could wait is done with it.
+ */
+struct bh_reads {
+	pthread_mutex_t lock;
+	struct wire_read queue[WIRE_READS_MAX];
+	u32 nr, pages;
+	u64 since_us; /* when the first of them came */
+	_Atomic u64 noted, dropped;
 };
 
 struct bh_agent {
@@ -86,6 +104,7 @@ struct bh_agent {
 	atomic_bool unwatched; /* there may be chunks that are CHUNK_UNWATCHED */
 	atomic_bool
 		resync; /* too much to tell: reconnect, and the daemon reads our mappings anew */
+	struct bh_reads reads;
 
 	/* Owned by the link thread. */
 	int store_fd;
@@ -101,7 +120,9 @@ struct bh_agent {
 
 	_Atomic u64 merged_pages, zeroed_pages, unmerged_pages, moved_back_pages, pinned_pages,
 		failed_pages, wait_faults, fill_faults;
+	_Atomic u64 wait_latency[BH_LATENCY_BUCKETS], fill_latency[BH_LATENCY_BUCKETS];
 	atomic_bool connected;
+	atomic_uint version; /* of the protocol, on this connection */
 };
 
 /*
@@ -142,6 +163,12 @@ static inline void page_set_foreign(struct bh_region *r, u64 page, u64 nr)
 {
 	for (u64 p = page; p < page + nr; p++)
 		r->foreign[p / 64] |= (u64)1 << (p % 64);
+}
+
+/* With @lock held. A pinned page is neither moved nor replaced (pins.c). */
+static inline bool page_pinned(const struct bh_region *r, u64 page)
+{
+	return r->pins && r->pins[page];
 }
 
 /* What may be done with a page. */
@@ -192,9 +219,17 @@ static inline void lock_step(struct bh_agent *a)
 }
 
 /* agent.c */
-struct bh_region *region_find(struct bh_agent *a, u64 hva, u64 bytes);
 void agent_log(struct bh_agent *a, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 u64 agent_cpu_us(struct bh_agent *a);
+void agent_kick(struct bh_agent *a); /* the link thread has something new to do */
+
+/* region.c */
+struct bh_region *region_find(struct bh_agent *a, u64 hva, u64 bytes);
+void bh_region_free(struct bh_region *r); /* NULL is fine */
+typedef void (*region_part_fn)(struct bh_agent *a, struct bh_region *r, u64 page, u64 nr);
+/* Calls @fn, with @lock held, for each part of the range that lies in a region, whole pages. True
+ * if there was one. */
+bool region_for_each_part(struct bh_agent *a, const void *from, size_t bytes, region_part_fn fn);
 
 /* adopt.c: all with @lock held; @page and @nr in pages of the region */
 int region_track(struct bh_agent *a, struct bh_region *r);
@@ -219,6 +254,13 @@ void unmerge_range(struct bh_agent *a, u64 hva, u64 nr, s32 *status);
 /* link.c */
 int link_connect(struct bh_agent *a); /* connects and shakes hands, waiting at most a second */
 void *link_main(void *agent);
+
+/* reads.c: on the link thread */
+void reads_forget(struct bh_agent *a);
+/* Until they shall be told: 0 now, -1 never (there are none). */
+int reads_wait_ms(struct bh_agent *a);
+/* Tells them if it is time. A daemon that does not take them does not get them. */
+int reads_tell(struct bh_agent *a);
 
 /* fault.c */
 void *fault_main(void *agent);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * May a device write guest RAM behind the page tables now?
+ * May a device write guest RAM behind the page tables now? For VMMs that do not say so page by page
+ * (pins.c); the answer to one that does is no, since its pages under DMA are not even looked at.
  *
  * Devices hold the pages that they will write in one of two ways. Most pin them, and UFFDIO_MOVE
  * refuses a pinned page, so for anonymous pages the kernel answers page by page. Two things it does
@@ -159,7 +160,7 @@ bool dma_possible(struct bh_agent *a)
 {
 	if (a->cfg.dma_active)
 		return a->cfg.dma_active(a->cfg.dma_arg) != 0;
-	return any_descriptor(may_pin);
+	return !a->cfg.pins_exactly && any_descriptor(may_pin);
 }
 
 /* Is a file system mounted that no block device of this host is behind? */
@@ -213,6 +214,8 @@ bool dma_unpinned_possible(struct bh_agent *a)
 
 	if (a->cfg.dma_active)
 		return a->cfg.dma_active(a->cfg.dma_arg) != 0;
+	if (a->cfg.pins_exactly)
+		return false;
 	/* The quick answer, since this is asked for every step: nothing on this host could. */
 	if (!a->mounts_read || poll(&changed, 1, 0) != 0) {
 		a->network_fs = a->mounts_fd < 0 || network_filesystem_mounted(a->mounts_fd);

@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <unistd.h>
+#include "common/clock.h"
 #include "hypervisor-hooks/agent.h"
 
 /* After this many first touches a chunk is no longer worth trapping for. */
@@ -16,7 +17,30 @@
 
 static const u8 zeros[PAGE_BYTES] __attribute__((aligned(PAGE_BYTES)));
 
-static void answer(struct bh_agent *a, u64 addr, bool write)
+/* Bucket i is for less than 2^i us. */
+static u32 latency_bucket(u64 ns)
+{
+	u64 us = ns / 1000;
+	u32 bucket = us ? 64 - (u32)__builtin_clzll(us) : 0;
+
+	return MIN(bucket, BH_LATENCY_BUCKETS - 1u);
+}
+
+/* The guest runs on already. */
+static void tell(struct bh_agent *a, u64 hva, bool filled, u64 read_ns)
+{
+	const struct bh_fault f = {
+		.hva = hva,
+		.kind = filled ? BH_FAULT_FILL : BH_FAULT_WAIT,
+		.latency_ns = now_ns() - read_ns,
+	};
+
+	(filled ? a->fill_latency : a->wait_latency)[latency_bucket(f.latency_ns)]++;
+	if (a->cfg.fault)
+		a->cfg.fault(a->cfg.fault_arg, &f);
+}
+
+static void answer(struct bh_agent *a, u64 addr, bool write, u64 read_ns)
 {
 	u64 hva = ROUND_DOWN(addr, PAGE_BYTES), done;
 	struct bh_region *r;
@@ -45,6 +69,7 @@ static void answer(struct bh_agent *a, u64 addr, bool write)
 	}
 	pthread_mutex_unlock(&a->lock);
 	uffd_wake(a->uffd, hva, PAGE_BYTES);
+	tell(a, hva, err == 0, read_ns);
 }
 
 void *fault_main(void *agent)
@@ -54,15 +79,18 @@ void *fault_main(void *agent)
 
 	while (!a->stop) {
 		struct pollfd p = { .fd = a->uffd, .events = POLLIN };
+		u64 read_ns;
 		ssize_t n;
 
 		if (poll(&p, 1, 1000) <= 0)
 			continue;
 		n = read(a->uffd, msg, sizeof(msg));
+		read_ns = now_ns();
 		for (ssize_t i = 0; i < n / (ssize_t)sizeof(msg[0]); i++)
 			if (msg[i].event == UFFD_EVENT_PAGEFAULT)
 				answer(a, msg[i].arg.pagefault.address,
-				       msg[i].arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE);
+				       msg[i].arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE,
+				       read_ns);
 	}
 	return NULL;
 }

@@ -19,11 +19,17 @@
  *   4. When the VMM gives memory back (balloon, free page reporting: what it would do with
  *      MADV_DONTNEED), it calls bh_discard() instead. When it unmaps or remaps guest RAM,
  *      bh_region_del() first.
- *   5. bh_free() at the end, or never: when the process exits, the kernel cleans all up.
+ *   5. Around each request of a device: bh_pin(), the I/O, and when that is complete bh_unpin();
+ *      then, if it was a read of a base image that guests share, bh_note_disk_read(); then the
+ *      guest is told.
+ *   6. bh_free() at the end, or never: when the process exits, the kernel cleans all up.
  *
  * Threads: the agent runs two of its own, "ballast-agent" (the daemon's requests) and
  * "ballast-fault" (userfaultfd events). All calls below are thread-safe. None of them is
  * async-signal-safe. After fork() the child has no agent.
+ *
+ * What is called for each request of a device (bh_pin() to bh_note_written()) takes NULL for the
+ * agent and does nothing then, so that a VMM without a daemon needs no second path.
  *
  * What a VMM may rely on (numbers are those of the invariants in docs/ARCHITECTURE.md):
  *   - guest RAM never changes content by merging, not for an instant (1, 2);
@@ -37,12 +43,27 @@
 #ifndef BALLAST_HOOKS_H
 #define BALLAST_HOOKS_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 #define BH_DEFAULT_SOCKET "/run/ballast/agent.sock"
 
 struct bh_agent;
+
+enum bh_fault_kind {
+	BH_FAULT_FILL, /* first touch of adopted memory: the agent gave it a page of zeros */
+	BH_FAULT_WAIT, /* an access that waited for a page that was being moved */
+};
+
+/* A guest access that the agent let go on. */
+struct bh_fault {
+	uint64_t hva; /* of the page */
+	enum bh_fault_kind kind;
+	/* From the moment the agent read the kernel's event to the one it woke the guest. How long
+	 * the event waited to be read, the kernel does not tell. */
+	uint64_t latency_ns;
+};
 
 struct bh_config {
 	const char *socket_path; /* NULL: $BALLAST_AGENT_SOCKET, else BH_DEFAULT_SOCKET */
@@ -56,6 +77,13 @@ struct bh_config {
 	 * io_uring buffers). */
 	int (*dma_active)(void *arg); /* must take no lock, and touch no guest RAM */
 	void *dma_arg;
+	/* The VMM calls bh_pin() before any I/O that reaches guest RAM past the page tables, all of
+	 * it. Then that is what counts, and the descriptors are not looked at. */
+	bool pins_exactly;
+	/* Called after a guest access was let go on, on the thread that all such accesses wait for:
+	 * it must not take long, and touch no guest RAM. NULL: none. */
+	void (*fault)(void *arg, const struct bh_fault *f);
+	void *fault_arg;
 };
 
 /* 0, or why not: -ENOSYS (kernel too old), -EPERM (userfaultfd is not permitted to this user). */
@@ -88,6 +116,66 @@ void bh_region_advise(struct bh_agent *a, void *hva, size_t bytes, int advice);
 void bh_replace_begin(struct bh_agent *a, void *hva, size_t bytes);
 void bh_replace_end(struct bh_agent *a, void *hva, size_t bytes);
 
+/*
+ * The VMM has put new content into its guest RAM behind the agent's back: whatever was known of the
+ * regions that the range touches is forgotten, whole regions at a time, and all of their pages are
+ * private. For a restored snapshot that is a new mapping:
+ *
+ *   stop the vCPUs; bh_replace_begin(); mmap(MAP_FIXED) of private anonymous memory; fill it;
+ *   bh_invalidate(); start the vCPUs
+ *
+ * A snapshot that is read into the memory that is there needs no call but bh_discard() of all of
+ * it first, so that it does not break copy-on-write page by page.
+ *
+ * -ENOENT: no region there. -EBUSY: pages of it are pinned; nothing was done. -ENOTSUP: what is
+ * mapped there now is not private anonymous memory; the region is not Ballast's any more.
+ */
+int bh_invalidate(struct bh_agent *a, void *hva, size_t bytes);
+
+/*
+ * A device of the VMM is about to read or write these pages past the page tables: direct I/O, fixed
+ * buffers, VFIO. When bh_pin() has returned no such page is being replaced, and none will be until
+ * bh_unpin() of the same range: the daemon is told -EBUSY. Call it before the kernel is handed the
+ * address, and bh_unpin() when the I/O is known to be complete.
+ *
+ * Exact by page, the ends rounded outwards; pins that overlap add up. Memory that is in no region
+ * needs no pin, and is passed over. Costs some 30 ns and 2 ns a page (docs/ARCHITECTURE.md); waits
+ * for one step of the agent at most (64 pages, some tens of microseconds). Takes 2 bytes a page of
+ * guest RAM. A page with 65,535 pins at a time stays pinned for good.
+ *
+ * A region is neither added nor deleted while pages of it are pinned: the pins would be lost.
+ *
+ * -EINVAL: the range is empty or wraps around, or the VMM did not promise to pin exactly.
+ */
+int bh_pin(struct bh_agent *a, const void *hva, size_t bytes);
+int bh_unpin(struct bh_agent *a, const void *hva, size_t bytes);
+
+/* Who a disk image is: two VMMs that compute the same of a file mean the same content. */
+struct bh_disk {
+	uint64_t id[2];
+};
+
+/* From a file's device, inode, size and times of change. It is for images that nobody writes: after
+ * a write the identity is another. */
+int bh_disk_identity(int fd, struct bh_disk *ret);
+
+/*
+ * The VMM has just filled these pages from a base image: @sector (512 bytes) is what their first
+ * byte came from, the rest follows. To be called before the guest is told. Only whole pages count.
+ * When another guest of the domain has read the same block, the daemon looks at both pages at once,
+ * without waiting for a scan.
+ *
+ * It is a hint: it is put in a queue and may be dropped; wrong ones cost some work, since every
+ * byte is compared before pages are merged. Never waits.
+ */
+void bh_note_disk_read(struct bh_agent *a, const void *hva, size_t bytes,
+		       const struct bh_disk *disk, uint64_t sector);
+/* These pages do not hold what was noted of them any more: the VMM has written something else. What
+ * the guest writes itself need not be told. */
+void bh_note_written(struct bh_agent *a, const void *hva, size_t bytes);
+
+#define BH_LATENCY_BUCKETS 20
+
 struct bh_stats {
 	uint64_t merged_pages, zeroed_pages, unmerged_pages; /* done, since bh_new() */
 	uint64_t moved_back_pages; /* changed between the daemon's look and ours */
@@ -95,8 +183,12 @@ struct bh_stats {
 	uint64_t failed_pages;	   /* any other reason */
 	uint64_t wait_faults;	   /* guest accesses that waited for a move */
 	uint64_t fill_faults;	   /* first touches of adopted memory, filled by the agent */
-	uint64_t cpu_us;	   /* CPU time of the two threads */
-	int connected;		   /* the daemon answers now */
+	/* How long they took (struct bh_fault): bucket i counts those of less than 2^i us that are
+	 * in none before it; the last one has all the rest. */
+	uint64_t wait_latency[BH_LATENCY_BUCKETS], fill_latency[BH_LATENCY_BUCKETS];
+	uint64_t disk_reads_noted, disk_reads_dropped; /* pages: told to the daemon; not told */
+	uint64_t cpu_us;			       /* CPU time of the two threads */
+	int connected;				       /* the daemon answers now */
 };
 void bh_stats(struct bh_agent *a, struct bh_stats *ret);
 

@@ -128,6 +128,8 @@ int link_connect(struct bh_agent *a)
 	a->nr_discards = a->nr_deleted = 0;
 	a->resync = false;
 	pthread_mutex_unlock(&a->lock);
+	reads_forget(a);
+	a->version = a->rx->welcome.version;
 	a->sock = sock;
 	a->connected = true;
 	return 0;
@@ -210,6 +212,8 @@ static int tell_news(struct bh_agent *a)
 		r = tell_regions(a);
 	if (r == 0)
 		r = tell_discards(a);
+	if (r == 0)
+		r = reads_tell(a);
 	return r;
 }
 
@@ -321,7 +325,7 @@ void *link_main(void *agent)
 			p[1].fd = a->sock;
 		}
 		r = tell_news(a);
-		if (r == 0 && poll(p, 2, -1) > 0) {
+		if (r == 0 && poll(p, 2, reads_wait_ms(a)) > 0) {
 			if (p[0].revents)
 				drain(a->wake_fd);
 			if (p[1].revents)
@@ -331,6 +335,7 @@ void *link_main(void *agent)
 			close(a->sock);
 			a->sock = -1;
 			a->connected = false;
+			a->version = 0;
 			/* ESTALE: our own wish, to have all told anew. */
 			if (!a->stop && r != -ESTALE)
 				agent_log(

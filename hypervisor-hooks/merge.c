@@ -20,7 +20,8 @@
  * synchronous context: reads go on, a write waits. Then compared in place, and the replacement is
  * mapped over them in one mmap(), which no access can see the middle of. Write-protection does not
  * stop a device that pinned the page before, so this is done only where no descriptor of the
- * process can start such DMA (dma.c).
+ * process can start such DMA (dma.c), or the VMM says which pages are under DMA: those are left
+ * alone from the start (pins.c).
  */
 #include <errno.h>
 #include <string.h>
@@ -413,9 +414,22 @@ static void read_references(struct bh_agent *a, struct batch *b)
 	}
 }
 
+/* Pages from @page on, below @end, that are all pinned or all not. */
+static u64 same_pinned(const struct bh_region *r, u64 page, u64 end)
+{
+	u64 p = page + 1;
+
+	if (!r->pins)
+		return end - page;
+	while (p < end && page_pinned(r, p) == page_pinned(r, page))
+		p++;
+	return p - page;
+}
+
 /*
  * Finds what the step's pages are. A step is one kind of memory: it ends where the kind changes,
- * and the rest becomes a step of its own.
+ * and the rest becomes a step of its own. Pins cannot change from here on until @lock is released,
+ * after the step's pages are in their place again (pins.c).
  */
 static void resolve(struct bh_agent *a, struct batch *b, struct step *s)
 {
@@ -430,6 +444,7 @@ static void resolve(struct bh_agent *a, struct batch *b, struct step *s)
 	}
 	s->page = (s->hva - r->hva) >> PAGE_SHIFT;
 	nr = (u32)same_kind(r, s->page, s->page + s->nr);
+	nr = (u32)same_pinned(r, s->page, s->page + nr);
 	if (nr < s->nr) {
 		/* There is room: no step is empty, and all have BH_STEP_PAGES pages at most. */
 		struct step *rest = &b->steps[b->nr++];
@@ -444,6 +459,10 @@ static void resolve(struct bh_agent *a, struct batch *b, struct step *s)
 	}
 	if (page_kind(r, s->page) == PAGE_FOREIGN) {
 		set_status(s, 0, nr, -ENOENT);
+		return;
+	}
+	if (page_pinned(r, s->page)) {
+		set_status(s, 0, nr, -EBUSY);
 		return;
 	}
 	s->anonymous = page_kind(r, s->page) == PAGE_ANONYMOUS;

@@ -12,9 +12,10 @@
 _Static_assert(sizeof(struct wire_message) <= WIRE_MESSAGE_MAX, "a message fits in its buffer");
 _Static_assert(sizeof(struct wire_header) % 8 == 0, "payloads are aligned");
 
-/* How long each type's payload is: @fixed bytes, then 0..@max elements of @element bytes. */
+/* How long each type's payload is: @fixed bytes, then 0..@max elements of @element bytes; and the
+ * version that made it so, if not the first. */
 static const struct payload_rule {
-	u32 fixed, element, max, fds;
+	u32 fixed, element, max, fds, version;
 } rules[WIRE_TYPE_END] = {
 	[WIRE_HELLO] = { .fixed = sizeof(struct wire_hello) },
 	[WIRE_WELCOME] = { .fixed = sizeof(struct wire_welcome), .fds = 1 },
@@ -27,17 +28,34 @@ static const struct payload_rule {
 	[WIRE_DONE] = { .fixed = sizeof(struct wire_done),
 			.element = sizeof(struct wire_segment),
 			.max = WIRE_PAGES_MAX },
+	[WIRE_DISK_READ] = { .element = sizeof(struct wire_read),
+			     .max = WIRE_READS_MAX,
+			     .version = 2 },
 };
+
+static u16 layout_version(u32 type)
+{
+	u32 since = type < WIRE_TYPE_END ? rules[type].version : 0;
+
+	return (u16)MAX(since, WIRE_VERSION_LOWEST);
+}
 
 void wire_init(struct wire_message *m, enum wire_type type, u32 seq, size_t payload)
 {
 	m->h = (struct wire_header){
 		.magic = WIRE_MAGIC,
 		.type = (u16)type,
-		.version = WIRE_VERSION,
+		.version = type == WIRE_HELLO ? WIRE_VERSION : layout_version(type),
 		.bytes = (u32)(sizeof(m->h) + payload),
 		.seq = seq,
 	};
+}
+
+u32 wire_common_version(u32 lowest, u32 highest)
+{
+	u32 version = MIN(highest, (u32)WIRE_VERSION);
+
+	return version >= lowest && version >= WIRE_VERSION_LOWEST ? version : 0;
 }
 
 u32 wire_count(const struct wire_message *m)
@@ -95,6 +113,23 @@ static const char *check_segments(const struct wire_message *m)
 	return NULL;
 }
 
+static const char *check_reads(const struct wire_message *m)
+{
+	u64 pages = 0;
+
+	for (u32 i = 0; i < wire_count(m); i++) {
+		const struct wire_read *r = &m->reads[i];
+
+		if (!range_ok(r->hva, (u64)r->nr_pages << PAGE_SHIFT))
+			return "read: bad range";
+		/* So that the sector of its last byte is a number. */
+		if (r->sector > ((u64)1 << 62))
+			return "read: bad sector";
+		pages += r->nr_pages;
+	}
+	return pages > WIRE_READ_PAGES_MAX ? "too many pages in one message" : NULL;
+}
+
 static const char *check_payload(const struct wire_message *m)
 {
 	switch (m->h.type) {
@@ -124,6 +159,8 @@ static const char *check_payload(const struct wire_message *m)
 	case WIRE_UNMERGE:
 	case WIRE_DISCARD:
 		return check_ranges(m);
+	case WIRE_DISK_READ:
+		return check_reads(m);
 	default:
 		return check_segments(m);
 	}
@@ -143,7 +180,7 @@ static const char *check(const struct wire_message *m, size_t bytes, u32 nr_fds)
 	if (m->h.type == 0 || m->h.type >= WIRE_TYPE_END)
 		return "unknown message type";
 	/* HELLO is read in any version, since it is what settles the version. */
-	if (m->h.type != WIRE_HELLO && m->h.version != WIRE_VERSION)
+	if (m->h.type != WIRE_HELLO && m->h.version != layout_version(m->h.type))
 		return "wrong version";
 	r = &rules[m->h.type];
 	payload = bytes - sizeof(m->h);

@@ -11,6 +11,7 @@
  *     |------ DONE (seq, segments) ----------->|
  *     |<----- UNMERGE (seq, ranges) -----------|
  *     |------ DONE (seq, segments) ----------->|
+ *     |------ DISK_READ (reads) -------------->|      version 2, any time: a hint, never answered
  *     close by either side: mappings stay as they are; the agent connects again, and the daemon
  *     reads their state from the kernel (/proc/PID/maps), never from the agent's word.
  *
@@ -19,10 +20,15 @@
  * (-ENOENT), so that applying messages in order gives the true state.
  *
  * Version rule: the header and HELLO never change. HELLO names the lowest and highest version that
- * the agent speaks; WELCOME names the one that both use from then on: the highest common one. A
- * change of any other message takes a new version. Unknown types, and any length, count or range
- * that does not fit, are protocol errors: the receiver closes the connection. Nothing of a bad
+ * the agent speaks; WELCOME names the one that both use from then on: the highest common one. A new
+ * message, or a change of any other, takes a new version. A header names the version that its
+ * message's layout is of, so a message that is as it was in version 1 says 1 on every connection;
+ * one of a later version than the connection's is a protocol error. So are unknown types, and any
+ * length, count or range that does not fit: the receiver closes the connection. Nothing of a bad
  * message is acted on.
+ *
+ *   version 1   all but what follows
+ *   version 2   DISK_READ
  *
  * All integers are in host order: both ends are on one machine. Addresses are HVAs of the VMM, in
  * bytes.
@@ -35,7 +41,7 @@
 
 #define WIRE_MAGIC	    0x54534c42u /* "BLST" */
 #define WIRE_VERSION_LOWEST 1
-#define WIRE_VERSION	    1
+#define WIRE_VERSION	    2
 #define WIRE_NAME_MAX	    64
 #define WIRE_UUID_MAX	    40
 
@@ -45,6 +51,9 @@
 #define WIRE_RUNS_MAX	 1024 /* runs in a MERGE, ranges in DISCARD and UNMERGE */
 #define WIRE_PAGES_MAX	 2048 /* pages in all runs of one MERGE: DONE then fits in a message */
 #define WIRE_REGIONS_MAX 64   /* regions of one agent */
+#define WIRE_READS_MAX	 1024 /* in a DISK_READ */
+#define WIRE_READ_PAGES_MAX \
+	16384 /* in all of them: some milliseconds of the daemon's time at most */
 
 enum wire_type {
 	WIRE_HELLO = 1,
@@ -56,13 +65,14 @@ enum wire_type {
 	WIRE_UNMERGE,
 	WIRE_DISCARD,
 	WIRE_DONE,
+	WIRE_DISK_READ,
 	WIRE_TYPE_END,
 };
 
 struct wire_header {
 	u32 magic;
 	u16 type;
-	u16 version; /* of the sender's layout; in HELLO its highest */
+	u16 version; /* of the message's layout; in HELLO the sender's highest */
 	u32 bytes;   /* of the whole message */
 	u32 seq;     /* MERGE, UNMERGE: chosen by the daemon; DONE: the one it answers; else 0 */
 };
@@ -108,6 +118,15 @@ struct wire_range {
 	u64 hva, bytes;
 };
 
+/* These pages were filled from the disk @disk (hooks.h, bh_disk_identity()), from @sector (512
+ * bytes) on, before the guest was told of them. */
+struct wire_read {
+	u64 hva;
+	u64 disk[2];
+	u64 sector;
+	u32 nr_pages, pad;
+};
+
 /* What became of consecutive pages. */
 struct wire_segment {
 	u64 hva;
@@ -134,6 +153,7 @@ struct wire_message {
 		struct wire_range range;   /* REGION_DEL */
 		struct wire_run runs[WIRE_RUNS_MAX];
 		struct wire_range ranges[WIRE_RUNS_MAX];
+		struct wire_read reads[WIRE_READS_MAX];
 		struct {
 			struct wire_done done;
 			struct wire_segment segments[WIRE_PAGES_MAX];
@@ -155,6 +175,9 @@ int wire_check(const struct wire_message *m, size_t bytes, u32 nr_fds, const cha
 
 /* Elements of the array in a checked message. */
 u32 wire_count(const struct wire_message *m);
+
+/* The highest version that an agent of these versions and we have in common; 0: none. */
+u32 wire_common_version(u32 lowest, u32 highest);
 
 /* Sends without blocking for longer than @timeout_ms (0: not at all). -EAGAIN when the peer does
  * not read. */

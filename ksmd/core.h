@@ -12,16 +12,19 @@
  *   pages.c    the states of pages and all accounting that hangs on them
  *   resync.c   reading the state of mappings from the kernel
  *   repair.c   putting fragmented sharing in order
+ *   readshare.c  pages that were read from the same disk block: looked at before the scan comes
  *
- * and below: index.h, store.h, counts.h, planner.h, pace.h, gpn.h, target.h, reader.h.
+ * and below: index.h, blocks.h, store.h, counts.h, planner.h, pace.h, gpn.h, target.h, reader.h.
  *
  * Metadata: 5 bytes a guest page (link, state), 9.4 to 10 bytes for each page in the index, 12
- * bytes a store page (`make bench-index`), 8 bytes for 2 MiB (huge.c) and 10 for a window (pace.h).
+ * bytes a store page (`make bench-index`), 8 bytes for 2 MiB (huge.c) and 10 for a window (pace.h);
+ * where VMMs tell of disk reads 13 to 26 bytes a block, 8 MiB a domain at most (blocks.h).
  */
 #ifndef BALLAST_KSMD_CORE_H
 #define BALLAST_KSMD_CORE_H
 
 #include <stdatomic.h>
+#include "ksmd/blocks.h"
 #include "ksmd/engine.h"
 #include "ksmd/gpn.h"
 #include "ksmd/index.h"
@@ -62,6 +65,7 @@ struct ksm_domain {
 	struct index *index;  /* tag -> INDEX_STORE_FLAG | spn, or gpn */
 	struct index *broken; /* gpn (mixed) -> spn that the mapping under a broken page names */
 	struct store *store;
+	struct blocks *blocks; /* NULL: no VMM has told of any */
 };
 
 /* A 2 MiB chunk of a region, where it is mapped by a huge page (huge.c). */
@@ -101,6 +105,7 @@ struct ksm_region {
 struct ksm_op_run {
 	u32 gpn, spn, nr;
 	bool zero;
+	bool on_read; /* found by readshare.c */
 };
 
 struct ksm_vm {
@@ -139,6 +144,10 @@ struct ksm_vm {
 	u64 pump_due_us;      /* the agent did not take a request: not before then */
 	u64 no_maps_until_us; /* the VMM ran out of mappings */
 
+	/* readshare.c: pages to be looked at, in any order. */
+	u32 *line;
+	u32 line_nr, line_cap;
+
 	/* repair.c: where it is, when it goes on, how long it pauses when it found nothing. */
 	u32 repair_region, repair_page;
 	u64 repair_due_us, repair_pause_us, repair_merged;
@@ -162,6 +171,7 @@ struct engine {
 	struct merge_buffers *merge;
 	u64 trim_due_us;
 	struct late_pages *late;
+	bool on_read; /* what is queued now was found by readshare.c */
 };
 
 static inline u32 hash_tag(u64 hash)
@@ -234,6 +244,13 @@ bool scan_window(struct ksm_vm *vm);
 int scan_broken(struct ksm_region *r, u32 page, u32 nr,
 		void (*fn)(struct ksm_region *r, u32 page, u32 nr));
 
+/* Pages of it were read from @started_us until now. Reading that takes long makes all others wait:
+ * who is slow gets a small share of the time. */
+void vm_note_slow(struct ksm_vm *vm, u64 started_us);
+/* What the kernel shows of [page, page + nr), without a question for writes: which merged pages
+ * broke, and where huge pages are. */
+int scan_states(struct ksm_region *r, u32 page, u32 nr);
+
 /* match.c */
 struct match_buffers;
 struct match_buffers *match_buffers_new(void);
@@ -271,6 +288,9 @@ u32 huge_chance_twins(u32 pages, u64 entries);
 /* The decision: @pages that sharing would save in a huge page. Pure. */
 bool huge_worth_splitting(u32 pages, u64 min_saving_bytes, bool pressure);
 
+/* readshare.c: some of what is in line. */
+void readshare_step(struct ksm_vm *vm);
+
 /* ops.c */
 int ops_queue(struct ksm_vm *vm, const struct ksm_op_run *run);
 void ops_pump(struct ksm_vm *vm);
@@ -289,6 +309,7 @@ void ops_cancel_outstanding(struct ksm_vm *vm);
 int region_resync(struct ksm_region *r);
 
 /* engine.c */
-void region_free(struct ksm_region *r); /* all pages must be NONE */
+struct ksm_region *vm_region_at(struct ksm_vm *vm, u64 hva, u64 bytes); /* that holds all of it */
+void region_free(struct ksm_region *r);					/* all pages must be NONE */
 
 #endif

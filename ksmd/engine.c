@@ -58,6 +58,7 @@ static void vm_free(struct ksm_vm *vm)
 	target_put(vm->target);
 	free(vm->regions);
 	free(vm->queue);
+	free(vm->line);
 	free(vm);
 }
 
@@ -75,6 +76,7 @@ void engine_free(struct engine *e)
 	for (u32 i = 0; i < e->nr_domains; i++) {
 		index_free(e->domains[i]->index);
 		index_free(e->domains[i]->broken);
+		blocks_free(e->domains[i]->blocks);
 		store_free(e->domains[i]->store);
 		free(e->domains[i]);
 	}
@@ -225,7 +227,8 @@ u32 engine_domains(const struct engine *e, struct ksm_domain_stats *ret, u32 max
 			.store_pages = store_pages(d->store),
 			.store_refs = store_total_refs(d->store),
 			.index_entries = index_entries(d->index),
-			.index_bytes = index_bytes(d->index) + index_bytes(d->broken),
+			.index_bytes = index_bytes(d->index) + index_bytes(d->broken) +
+				       (d->blocks ? blocks_bytes(d->blocks) : 0),
 			.store_meta_bytes = store_meta_bytes(d->store),
 		};
 	}
@@ -390,7 +393,8 @@ void engine_vm_stats(const struct ksm_vm *vm, struct ksm_vm_stats *ret)
 		ret->configured_pages += vm->regions[i]->nr_pages;
 		ret->meta_bytes += region_bytes(vm->regions[i]);
 	}
-	ret->meta_bytes += sizeof(*vm) + vm->queue_cap * sizeof(vm->queue[0]);
+	ret->meta_bytes += sizeof(*vm) + vm->queue_cap * sizeof(vm->queue[0]) +
+			   vm->line_cap * sizeof(vm->line[0]);
 }
 
 /* --- regions ---------------------------------------------------------------------------------- */
@@ -434,7 +438,7 @@ static int region_new(struct ksm_vm *vm, u64 hva, u64 bytes, struct ksm_region *
 	return 0;
 }
 
-static struct ksm_region *region_at(struct ksm_vm *vm, u64 hva, u64 bytes)
+struct ksm_region *vm_region_at(struct ksm_vm *vm, u64 hva, u64 bytes)
 {
 	for (u32 i = 0; i < vm->nr_regions; i++) {
 		struct ksm_region *r = vm->regions[i];
@@ -476,7 +480,7 @@ static u64 vm_bytes(const struct ksm_vm *vm)
 
 int engine_region_add(struct ksm_vm *vm, u64 hva, u64 bytes)
 {
-	struct ksm_region **grown, *r = region_at(vm, hva, bytes);
+	struct ksm_region **grown, *r = vm_region_at(vm, hva, bytes);
 	const struct engine *e = vm->engine;
 	int err;
 
@@ -520,7 +524,7 @@ int engine_region_add(struct ksm_vm *vm, u64 hva, u64 bytes)
 
 int engine_region_del(struct ksm_vm *vm, u64 hva, u64 bytes)
 {
-	struct ksm_region *r = region_at(vm, hva, bytes);
+	struct ksm_region *r = vm_region_at(vm, hva, bytes);
 
 	/* Perhaps one that was refused. */
 	if (!r || r->hva != hva || r->bytes != bytes)
@@ -533,7 +537,7 @@ int engine_region_del(struct ksm_vm *vm, u64 hva, u64 bytes)
 
 int engine_discard(struct ksm_vm *vm, u64 hva, u64 bytes)
 {
-	struct ksm_region *r = region_at(vm, hva, bytes);
+	struct ksm_region *r = vm_region_at(vm, hva, bytes);
 
 	/* Perhaps one that was refused, or is gone by now. Agents tell only of merged pages. */
 	if (!r || !r->nr_mapped)
@@ -621,7 +625,7 @@ static u64 vm_due(struct ksm_vm *vm, u64 now)
 	/* Let the agent catch up before finding it more to do. */
 	if (vm->queue_nr > ENGINE_RUNS_MAX)
 		return now + 10000;
-	if (vm->in_pass)
+	if (vm->in_pass || vm->line_nr)
 		return now;
 	return vm->nr_regions ? vm->pass_due_us : UINT64_MAX;
 }
@@ -632,6 +636,11 @@ static void vm_step(struct ksm_vm *vm, u64 now)
 	ops_pump(vm);
 	if (vm->queue_nr > ENGINE_RUNS_MAX)
 		return;
+	if (vm->line_nr) {
+		readshare_step(vm);
+		ops_pump(vm);
+		return;
+	}
 	if (!vm->in_pass) {
 		if (now < vm->pass_due_us || !vm->nr_regions)
 			return;

@@ -54,6 +54,8 @@ struct ksm_run {
 	bool zero;
 };
 
+#define PAGE_SECTORS 8 /* disk sectors of 512 bytes */
+
 struct ksm_range {
 	u64 hva, bytes;
 };
@@ -126,6 +128,9 @@ int engine_region_add(struct ksm_vm *vm, u64 hva, u64 bytes);
 int engine_region_del(struct ksm_vm *vm, u64 hva, u64 bytes);
 /* The agent says that it replaced merged pages by empty memory. */
 int engine_discard(struct ksm_vm *vm, u64 hva, u64 bytes);
+/* The VMM says that it has just filled these pages of its own from @sector of @disk on. A hint: it
+ * is looked into when there is time, or not at all. */
+int engine_disk_read(struct ksm_vm *vm, u64 hva, u32 nr_pages, const u64 disk[2], u64 sector);
 /* -EPROTO: not an answer to what was asked. @cpu_us: what the agent used since it was asked. */
 int engine_done(struct ksm_vm *vm, u32 seq, const struct ksm_segment *segments, u32 nr);
 
@@ -142,7 +147,8 @@ struct ksm_vm_stats {
 	u64 configured_pages, shared_pages, zero_pages, broken_pages, candidate_pages, mappings,
 		meta_bytes;
 	u64 scanned_total, hashed_total, merged_total, zeroed_total, broken_total, discarded_total,
-		unmerged_total, failed_total, pinned_total, passes_total, repaired_total;
+		unmerged_total, failed_total, pinned_total, passes_total, repaired_total,
+		read_shared_total; /* of merged_total: found by share on read */
 	/* Chunks of 2 MiB that are huge pages and kept so; pages that splitting those would save,
 	 * as far as is known; chunks that were split to share. */
 	u64 huge_chunks, huge_saving_pages, huge_split_total;

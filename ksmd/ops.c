@@ -71,9 +71,11 @@ static void fill_op(struct ksm_vm *vm)
 		struct ksm_op_run *q = &vm->queue[taken];
 		u32 nr = MIN(q->nr, vm->engine->cfg.request_pages - pages);
 
-		vm->op[vm->op_nr++] = (struct ksm_op_run){
-			.gpn = q->gpn, .spn = q->spn, .nr = nr, .zero = q->zero
-		};
+		vm->op[vm->op_nr++] = (struct ksm_op_run){ .gpn = q->gpn,
+							   .spn = q->spn,
+							   .nr = nr,
+							   .zero = q->zero,
+							   .on_read = q->on_read };
 		pages += nr;
 		if (nr < q->nr) {
 			q->gpn += nr;
@@ -197,6 +199,7 @@ static void settle(struct ksm_vm *vm, const struct ksm_op_run *o, u32 i, s32 sta
 	} else if (status == 0) {
 		(*(r->state[page] == PG_SHARED ? &vm->stats.repaired_total
 					       : &vm->stats.merged_total))++;
+		vm->stats.read_shared_total += o->on_read;
 		page_set_shared(r, page,
 				o->spn + i); /* the request's reference becomes the page's */
 	} else {

@@ -202,7 +202,10 @@ void queue_runs(struct engine *e, struct placement *p, u32 nr, struct run *runs)
 		struct ksm_region *r = gpn_region(e, runs[i].gpn);
 		/* Numbers of two regions can be neighbours; a run ends with its region. */
 		u32 in_region = MIN(runs[i].nr, r->gpn + r->nr_pages - runs[i].gpn);
-		struct ksm_op_run run = { .gpn = runs[i].gpn, .spn = runs[i].spn, .nr = in_region };
+		struct ksm_op_run run = { .gpn = runs[i].gpn,
+					  .spn = runs[i].spn,
+					  .nr = in_region,
+					  .on_read = e->on_read };
 		int err = ops_queue(r->vm, &run);
 
 		for (u32 k = 0; err < 0 && k < in_region; k++) {

@@ -168,6 +168,23 @@ static void note_broken(struct ksm_region *r, const struct scan_part *found)
 	}
 }
 
+int scan_states(struct ksm_region *r, u32 page, u32 nr)
+{
+	struct scan_buffers *b = r->vm->engine->scan;
+	u32 end = page + nr, walked;
+
+	for (; page < end; page += walked) {
+		walked = 0;
+		if (ask(b, r->nr_mapped ? &query_broken : NULL, &query_huge, NULL))
+			walked = run_scan(r, page, end - page, b);
+		if (!walked)
+			return -EIO;
+		note_broken(r, &b->job->parts[ASK_BROKEN]);
+		huge_note(r, page, walked, &b->job->parts[ASK_HUGE]);
+	}
+	return 0;
+}
+
 /* Also fills b->written, for pages from @window on. */
 static void note_written(struct ksm_region *r, u32 window, struct scan_buffers *b)
 {
@@ -269,6 +286,14 @@ static bool has_broken(const struct ksm_region *r, u32 page, u32 nr)
 	return false;
 }
 
+void vm_note_slow(struct ksm_vm *vm, u64 started_us)
+{
+	u64 took = now_us() - started_us;
+
+	if (took > SLOW_WINDOW_US)
+		vm->slow_until_us = now_us() + SLOW_PAUSES * took;
+}
+
 /* What of [page, page + nr) can be merged is found, and queued for the agent. */
 static void find_sharing(struct ksm_region *r, u32 page, u32 nr, struct scan_buffers *b)
 {
@@ -289,10 +314,7 @@ static void find_sharing(struct ksm_region *r, u32 page, u32 nr, struct scan_buf
 		pace_broken_looked(w, &limits, news);
 	r->vm->look.broken = r->vm->look.broken || (r->nr_broken && has_broken(r, page, nr));
 	huge_survey(r, page, nr);
-	/* Reading that takes long makes all others wait: who is slow gets a small share of the
-	 * time. */
-	if (now_us() - started > SLOW_WINDOW_US)
-		r->vm->slow_until_us = now_us() + SLOW_PAUSES * (now_us() - started);
+	vm_note_slow(r->vm, started);
 }
 
 bool scan_window(struct ksm_vm *vm)

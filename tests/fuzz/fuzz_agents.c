@@ -50,6 +50,7 @@ enum step {
 	STEP_SHARE,
 	STEP_MODE,
 	STEP_PASSES,
+	STEP_DISK_READ, /* pages get the blocks' content, or not, and it is said that they did */
 	NR_STEPS
 };
 
@@ -469,6 +470,27 @@ static void say_raw(struct session *s, struct input *in)
 	say(s, (enum wire_type)type, input_u8(in), nr);
 }
 
+static void say_disk_reads(struct session *s, struct input *in)
+{
+	u8 nr = input_u8(in) % 8;
+
+	for (u32 i = 0; i < nr; i++) {
+		struct wire_range range = choose_range(in);
+		u8 block = input_u8(in);
+
+		out.reads[i] = (struct wire_read){
+			.hva = range.hva,
+			.disk = { block >> 6, 0 },
+			.sector = block & 0x3f,
+			.nr_pages = (u32)(range.bytes >> PAGE_SHIFT),
+		};
+		if (block & 1 && range.bytes && range.bytes <= arena_left(range.hva))
+			arena_write((u32)((range.hva - (u64)(uintptr_t)arena) >> PAGE_SHIFT),
+				    block);
+	}
+	say(s, WIRE_DISK_READ, 0, nr * sizeof(out.reads[0]));
+}
+
 static void take_step(enum step step, struct input *in)
 {
 	struct session *s = &sessions[0];
@@ -539,7 +561,10 @@ static void take_step(enum step step, struct input *in)
 		if (vm)
 			engine_vm_set_mode(vm, (enum ksm_mode)(input_u8(in) % 3));
 		break;
-	default:
+	case STEP_DISK_READ:
+		say_disk_reads(s, in);
+		break;
+	default: /* STEP_PASSES */
 		run_passes(1 + input_u8(in) % 8);
 	}
 }

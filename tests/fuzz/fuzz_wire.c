@@ -40,7 +40,7 @@ static void must_be_good(const struct wire_message *m, size_t bytes)
 	u64 pages = 0;
 
 	MUST(m->h.magic == WIRE_MAGIC && m->h.bytes == bytes);
-	MUST(m->h.type == WIRE_HELLO || m->h.version == WIRE_VERSION);
+	MUST(m->h.type == WIRE_HELLO || m->h.version == (m->h.type == WIRE_DISK_READ ? 2 : 1));
 	switch (m->h.type) {
 	case WIRE_HELLO:
 		MUST(bytes == sizeof(m->h) + sizeof(m->hello));
@@ -93,6 +93,17 @@ static void must_be_good(const struct wire_message *m, size_t bytes)
 				      (u64)m->segments[i].nr_pages * PAGE_BYTES);
 			MUST(m->segments[i].status <= 0);
 		}
+		break;
+	case WIRE_DISK_READ:
+		MUST(n <= WIRE_READS_MAX && bytes == sizeof(m->h) + n * sizeof(m->reads[0]));
+		for (u32 i = 0; i < n; i++) {
+			const struct wire_read *r = &m->reads[i];
+
+			must_be_range(r->hva, (u64)r->nr_pages * PAGE_BYTES);
+			MUST(r->sector + (u64)r->nr_pages * 8 > r->sector);
+			pages += r->nr_pages;
+		}
+		MUST(pages <= WIRE_READ_PAGES_MAX);
 		break;
 	default:
 		MUST(!"a message of no known type was accepted");

@@ -40,6 +40,7 @@ static u32 good(enum wire_type type)
 		[WIRE_UNMERGE] = sizeof(struct wire_range),
 		[WIRE_DISCARD] = sizeof(struct wire_range),
 		[WIRE_DONE] = sizeof(struct wire_done) + sizeof(struct wire_segment),
+		[WIRE_DISK_READ] = sizeof(struct wire_read),
 	};
 
 	memset(&m, 0, sizeof(m));
@@ -63,6 +64,9 @@ static u32 good(enum wire_type type)
 		break;
 	case WIRE_DONE:
 		m.segments[0] = (struct wire_segment){ .hva = 0x1000, .nr_pages = 1 };
+		break;
+	case WIRE_DISK_READ:
+		m.reads[0] = (struct wire_read){ .hva = 0x1000, .sector = 3, .nr_pages = 1 };
 		break;
 	default:
 		break;
@@ -210,4 +214,55 @@ Test(wire, passes_a_descriptor_and_closes_those_that_do_not_belong)
 	cr_assert_eq(wire_recv(sv[1], &m, &got, &why), -EAGAIN);
 	close(sv[0]);
 	cr_assert_eq(wire_recv(sv[1], &m, &got, &why), -ECONNRESET);
+}
+
+/* Agents and daemons of version 1 take nothing else for theirs. */
+Test(wire, headers_name_the_version_of_the_layout)
+{
+	for (u32 t = WIRE_WELCOME; t < WIRE_TYPE_END; t++) {
+		good(t);
+		cr_assert_eq(m.h.version, t == WIRE_DISK_READ ? 2 : 1, "type %u", t);
+	}
+	good(WIRE_HELLO);
+	cr_assert_eq(m.h.version, WIRE_VERSION);
+	good(WIRE_DISK_READ);
+	m.h.version = 1;
+	cr_assert_eq(check(0), -EPROTO);
+	good(WIRE_MERGE);
+	m.h.version = 2;
+	cr_assert_eq(check(0), -EPROTO);
+}
+
+Test(wire, the_highest_common_version)
+{
+	cr_assert_eq(wire_common_version(1, 1), 1);
+	cr_assert_eq(wire_common_version(1, 2), 2);
+	cr_assert_eq(wire_common_version(2, 2), 2);
+	cr_assert_eq(wire_common_version(1, 99), WIRE_VERSION);
+	cr_assert_eq(wire_common_version(WIRE_VERSION + 1, 99), 0);
+	cr_assert_eq(wire_common_version(0, 0), 0);
+}
+
+Test(wire, refuses_bad_reads)
+{
+	good(WIRE_DISK_READ);
+	m.reads[0].hva++;
+	cr_assert_eq(check(0), -EPROTO);
+	good(WIRE_DISK_READ);
+	m.reads[0].nr_pages = 0;
+	cr_assert_eq(check(0), -EPROTO);
+	good(WIRE_DISK_READ);
+	m.reads[0].hva = UINT64_MAX & ~(u64)0xfff;
+	m.reads[0].nr_pages = 2;
+	cr_assert_eq(check(0), -EPROTO);
+	good(WIRE_DISK_READ);
+	m.reads[0].sector = UINT64_MAX;
+	cr_assert_eq(check(0), -EPROTO);
+	good(WIRE_DISK_READ);
+	m.reads[0].nr_pages = WIRE_READ_PAGES_MAX;
+	cr_assert_eq(check(0), 0);
+	wire_init(&m, WIRE_DISK_READ, 0, 2 * sizeof(m.reads[0]));
+	m.reads[1] = m.reads[0];
+	m.reads[1].nr_pages = 1;
+	cr_assert_eq(check(0), -EPROTO);
 }
