@@ -31,13 +31,15 @@ HOOKS   := $(filter-out hypervisor-hooks/preload.c,$(wildcard hypervisor-hooks/*
 # main.c and the core are apart so that tests link the daemon's parts without its main().
 DAEMON  := $(filter-out daemon/main.c,$(wildcard daemon/*.c))
 CTL     := $(wildcard ctl/*.c)
+VMM     := $(filter-out vmm/main.c,$(wildcard vmm/*.c))
 
 obj = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 
 LIBS_DAEMON := $(JEMALLOC) -lxxhash -lurcu -lsystemd -linih -ljansson -lmicrohttpd
 LIBS_CTL    := -lxxhash -ljansson
+LIBS_VMM    := -lxxhash -lsystemd -ljansson -luring -lseccomp
 
-BINS := $(BUILD)/ballastd $(BUILD)/ballastctl $(BUILD)/ballast-run $(BUILD)/libballast-preload.so
+BINS := $(BUILD)/ballastd $(BUILD)/ballastctl $(BUILD)/ballast-vmm $(BUILD)/ballast-run $(BUILD)/libballast-preload.so
 
 # `make check` and `make demo` first install what is missing, then build: two steps, because make
 # would otherwise look for headers before apt has brought them.
@@ -74,6 +76,9 @@ $(BUILD)/ballastd: $(call obj,daemon/main.c $(DAEMON) $(KSMD) $(METRICS)) $(BUIL
 
 $(BUILD)/ballastctl: $(call obj,$(CTL) $(COMMON))
 	$(CC) $(LDFLAGS) -o $@ $^ $(LIBS_CTL)
+
+$(BUILD)/ballast-vmm: $(call obj,vmm/main.c $(VMM)) $(BUILD)/libballast-hooks.a
+	$(CC) $(LDFLAGS) -o $@ $^ $(LIBS_VMM)
 
 $(BUILD)/ballast-run: hypervisor-hooks/ballast-run
 	@mkdir -p $(@D)

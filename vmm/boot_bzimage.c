@@ -6,19 +6,18 @@
 #include "vmm/boot.h"
 #include "vmm/layout.h"
 
-#define SETUP_SECTOR	  512
-#define SETUP_HEADER	  0x1f1
-#define BOOT_FLAG	  0xaa55
-#define PROTOCOL_2_12	  0x20c /* the first with xloadflags, by which we see a 64-bit entry */
-#define PROTOCOL_2_14	  0x20e /* acpi_rsdp_addr */
-#define ENTRY_64	  0x200
-#define LOADER_UNDEFINED  0xff
-#define MAPPED_MAX	  GIB(1) /* what boot.c maps for the kernel's first steps */
-#define PAYLOAD_BYTES_MAX MAPPED_MAX
-#define KERNEL_ALIGN_MAX  MIB(16)
+#define SETUP_SECTOR	 512
+#define SETUP_HEADER	 0x1f1
+#define BOOT_FLAG	 0xaa55
+#define PROTOCOL_2_12	 0x20c /* the first with xloadflags, by which we see a 64-bit entry */
+#define PROTOCOL_2_14	 0x20e /* acpi_rsdp_addr */
+#define ENTRY_64	 0x200
+#define LOADER_UNDEFINED 0xff
+#define MAPPED_MAX	 GIB(1) /* what boot.c maps for the kernel's first steps */
+#define KERNEL_ALIGN_MAX MIB(16)
 
 /* Reads the setup header and checks what stands in it alone. */
-static int read_header(int fd, u64 kernel_bytes, struct setup_header *h, char *error)
+static int read_header(int fd, struct setup_header *h, char *error)
 {
 	u8 sector[2];
 	u64 bytes;
@@ -91,11 +90,11 @@ int boot_load_bzimage(const struct guest_memory *m, const struct boot_source *sr
 		      struct boot_entry *ret, char *error)
 {
 	struct boot_params *zero = memory_at(m, LAYOUT_ZERO_PAGE, sizeof(*zero));
-	u64 setup, payload, gpa, bytes, initrd, initrd_bytes;
+	u64 setup, payload, gpa = 0, bytes = 0, initrd = 0, initrd_bytes = 0;
 	struct setup_header h;
 	int r;
 
-	r = read_header(src->kernel_fd, kernel_bytes, &h, error);
+	r = read_header(src->kernel_fd, &h, error);
 	if (r < 0)
 		return r;
 	/* 0 means 4, for reasons of history (boot.rst). */

@@ -147,7 +147,7 @@ int boot_load_elf(const struct guest_memory *m, const struct boot_source *src, u
 		  struct boot_entry *ret, char *error)
 {
 	Elf64_Phdr phdrs[PHDRS_MAX];
-	u64 entry = 0, end = LAYOUT_KERNEL, initrd, initrd_bytes;
+	u64 entry = 0, end = LAYOUT_KERNEL, initrd = 0, initrd_bytes = 0;
 	Elf64_Ehdr e;
 	int r;
 
@@ -157,7 +157,7 @@ int boot_load_elf(const struct guest_memory *m, const struct boot_source *src, u
 	if (r == 0)
 		r = boot_read(src->kernel_fd, phdrs, e.e_phnum * sizeof(phdrs[0]), e.e_phoff,
 			      "kernel", error);
-	for (u32 i = 0; i < e.e_phnum && r == 0; i++) {
+	for (u32 i = 0; r == 0 && i < e.e_phnum; i++) {
 		if (phdrs[i].p_type == PT_LOAD)
 			r = load_segment(m, src->kernel_fd, kernel_bytes, &phdrs[i], &end, error);
 		else if (phdrs[i].p_type == PT_NOTE)

@@ -1,0 +1,574 @@
+/* SPDX-License-Identifier: MIT */
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/random.h>
+#include <unistd.h>
+#include "vmm/acpi.h"
+#include "vmm/boot.h"
+#include "vmm/console.h"
+#include "vmm/machine.h"
+#include "vmm/vcpu.h"
+#include "vmm/virtio.h"
+
+#define KVM_DEVICE "/dev/kvm"
+
+void vm_log(const struct vm *vm, const char *fmt, ...)
+{
+	char line[512];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(line, sizeof(line), fmt, ap);
+	va_end(ap);
+	/* One write, so that lines of several threads do not mix. */
+	fprintf(stderr, "ballast-vmm %s: %s\n", vm->name, line);
+}
+
+/* --- pausing and ending ------------------------------------------------------------------------
+ */
+
+static void stop_vcpus(struct vm *vm, bool wait)
+{
+	pthread_mutex_lock(&vm->lock);
+	vm->stop_vcpus = true;
+	for (u32 i = 0; i < vm->nr_vcpus; i++)
+		vcpu_kick(vm->vcpus[i]);
+	while (wait && vm->nr_parked < vm->nr_vcpus)
+		pthread_cond_wait(&vm->parked, &vm->lock);
+	pthread_mutex_unlock(&vm->lock);
+}
+
+static void let_vcpus_run(struct vm *vm)
+{
+	pthread_mutex_lock(&vm->lock);
+	vm->stop_vcpus = false;
+	pthread_cond_broadcast(&vm->parked);
+	pthread_mutex_unlock(&vm->lock);
+}
+
+void vm_end(struct vm *vm, enum vm_end why)
+{
+	int none = VM_END_NONE;
+	u64 one = 1;
+
+	if (!atomic_compare_exchange_strong(&vm->end, &none, (int)why))
+		return;
+	/* The guest does nothing after it asked for its end. */
+	stop_vcpus(vm, false);
+	if (write(vm->wake_fd, &one, sizeof(one)) < 0)
+		abort(); /* an eventfd that was just made cannot be full */
+}
+
+int vm_pause(struct vm *vm)
+{
+	if (vm->state == VM_PAUSED || vm->state == VM_PRELAUNCH)
+		return 0;
+	if (vm->state != VM_RUNNING)
+		return -EINVAL;
+	stop_vcpus(vm, true);
+	for (u32 i = 0; i < vm->nr_devices; i++)
+		virtio_quiesce(vm->devices[i]);
+	vm->state = VM_PAUSED;
+	return 0;
+}
+
+int vm_resume(struct vm *vm)
+{
+	if (vm->state == VM_RUNNING)
+		return 0;
+	if (vm->state == VM_ENDED)
+		return -EINVAL;
+	/* So that the guest's watchdogs do not take the pause for a hang; fails where the guest
+	 * does not use kvmclock. */
+	for (u32 i = 0; i < vm->nr_vcpus; i++)
+		ioctl(vm->vcpus[i]->fd, KVM_KVMCLOCK_CTRL, 0);
+	if (vm->state == VM_PAUSED) {
+		for (u32 i = 0; i < vm->nr_devices; i++)
+			virtio_resume(vm->devices[i]);
+	}
+	vm->state = VM_RUNNING;
+	if (vm->end == VM_END_NONE)
+		let_vcpus_run(vm);
+	return 0;
+}
+
+/* --- what devices call -------------------------------------------------------------------------
+ */
+
+void vm_irq(struct vm *vm, u32 gsi, bool level)
+{
+	struct kvm_irq_level irq = { .irq = gsi, .level = level };
+
+	/* Fails only for a line that does not exist. */
+	ioctl(vm->vm_fd, KVM_IRQ_LINE, &irq);
+}
+
+static void serial_irq(void *arg, bool level)
+{
+	vm_irq(arg, LAYOUT_IRQ_SERIAL, level);
+}
+
+static bool serial_transmit(void *arg, u8 byte)
+{
+	struct vm *vm = arg;
+
+	return console_put(vm->console, byte);
+}
+
+static void serial_input_ready(void *arg)
+{
+	struct vm *vm = arg;
+
+	console_input_ready(vm->console);
+}
+
+static size_t console_input(void *arg, const u8 *data, size_t bytes)
+{
+	struct vm *vm = arg;
+
+	return serial_input(&vm->serial, data, bytes);
+}
+
+static void console_output_ready(void *arg)
+{
+	struct vm *vm = arg;
+
+	serial_output_ready(&vm->serial);
+}
+
+static void console_quit(void *arg)
+{
+	vm_end(arg, VM_END_POWEROFF);
+}
+
+static void sci_irq(void *arg, bool level)
+{
+	vm_irq(arg, LAYOUT_IRQ_SCI, level);
+}
+
+static void guest_poweroff(void *arg)
+{
+	struct vm *vm = arg;
+
+	vm->end_by_guest = true;
+	vm_end(vm, VM_END_POWEROFF);
+}
+
+static void guest_reset(void *arg)
+{
+	struct vm *vm = arg;
+
+	vm->end_by_guest = true;
+	vm_end(vm, VM_END_REBOOT);
+}
+
+/* --- building ----------------------------------------------------------------------------------
+ */
+
+/* What the machine is made of; each is in Linux since long before userfaultfd could do what
+ * Ballast needs. */
+static const struct {
+	int cap;
+	const char *name;
+} needed_caps[] = {
+	{ KVM_CAP_USER_MEMORY, "user memory" },
+	{ KVM_CAP_IRQCHIP, "an interrupt controller" },
+	{ KVM_CAP_PIT2, "a timer (PIT)" },
+	{ KVM_CAP_EXT_CPUID, "CPUID" },
+	{ KVM_CAP_IRQFD, "irqfd" },
+	{ KVM_CAP_IOEVENTFD, "ioeventfd" },
+	{ KVM_CAP_IMMEDIATE_EXIT, "immediate exit" },
+	{ KVM_CAP_XSAVE, "XSAVE" },
+	{ KVM_CAP_XCRS, "XCRs" },
+	{ KVM_CAP_DEBUGREGS, "debug registers" },
+	{ KVM_CAP_VCPU_EVENTS, "vCPU events" },
+	{ KVM_CAP_ADJUST_CLOCK, "its clock" },
+};
+
+static int fail(char *error, int r, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+static int fail(char *error, int r, const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(error, VM_ERROR_MAX, fmt, ap);
+	va_end(ap);
+	return r;
+}
+
+/* Errors of it mean: no usable KVM. */
+static int open_kvm(struct vm *vm, char *error)
+{
+	vm->kvm_fd = open(KVM_DEVICE, O_RDWR | O_CLOEXEC);
+	if (vm->kvm_fd < 0)
+		return fail(error, -errno, "cannot open " KVM_DEVICE ": %s", strerror(errno));
+	if (ioctl(vm->kvm_fd, KVM_GET_API_VERSION, 0) != KVM_API_VERSION)
+		return fail(error, -ENOTTY, KVM_DEVICE " is not the KVM that this was built for");
+	for (size_t i = 0; i < ARRAY_SIZE(needed_caps); i++) {
+		if (ioctl(vm->kvm_fd, KVM_CHECK_EXTENSION, needed_caps[i].cap) <= 0)
+			return fail(error, -ENOSYS, KVM_DEVICE " lacks %s", needed_caps[i].name);
+	}
+	vm->vm_fd = ioctl(vm->kvm_fd, KVM_CREATE_VM, 0);
+	if (vm->vm_fd < 0)
+		return fail(error, -errno, "cannot create a VM: %s", strerror(errno));
+	return 0;
+}
+
+static int create_chips(struct vm *vm, char *error)
+{
+	struct kvm_pit_config pit = { .flags = KVM_PIT_SPEAKER_DUMMY };
+	u64 identity_map = LAYOUT_IDENTITY_MAP;
+
+	/* Intel's processors without unrestricted guests need the first two. */
+	if (ioctl(vm->vm_fd, KVM_SET_IDENTITY_MAP_ADDR, &identity_map) < 0 ||
+	    ioctl(vm->vm_fd, KVM_SET_TSS_ADDR, LAYOUT_TSS) < 0 ||
+	    ioctl(vm->vm_fd, KVM_CREATE_IRQCHIP, 0) < 0 ||
+	    ioctl(vm->vm_fd, KVM_CREATE_PIT2, &pit) < 0)
+		return fail(error, -errno, "cannot create the interrupt controllers: %s",
+			    strerror(errno));
+	return 0;
+}
+
+static void agent_log(void *arg, const char *line)
+{
+	vm_log(arg, "%s", line);
+}
+
+static int create_memory(struct vm *vm, char *error)
+{
+	const struct vm_config *cfg = vm->cfg;
+	struct bh_config bh = { .socket_path = cfg->agent_socket,
+				.name = vm->name,
+				.uuid = cfg->uuid,
+				.log = agent_log,
+				.log_arg = vm };
+	const char *why = NULL;
+	int r = memory_init(&vm->mem, cfg->memory_bytes, cfg->hotplug_bytes);
+
+	if (r < 0)
+		return fail(error, r, "no memory for the guest: %s", strerror(-r));
+	for (u32 i = 0; i < vm->mem.nr_slots; i++) {
+		const struct memory_slot *s = &vm->mem.slots[i];
+		struct kvm_userspace_memory_region region = { .slot = i,
+							      .guest_phys_addr = s->gpa,
+							      .memory_size = s->bytes,
+							      .userspace_addr = (uintptr_t)s->hva };
+
+		if (ioctl(vm->vm_fd, KVM_SET_USER_MEMORY_REGION, &region) < 0)
+			return fail(error, -errno, "KVM refuses the guest's memory: %s",
+				    strerror(errno));
+	}
+	if (cfg->no_agent)
+		return 0;
+	r = memory_attach(&vm->mem, &bh, &why);
+	if (why)
+		vm_log(vm, "memory is not shared: %s", why);
+	return r;
+}
+
+static int create_vcpus(struct vm *vm, char *error)
+{
+	int r = vcpu_init_signal();
+
+	/* The topology is part of each one's CPUID. */
+	vm->stop_vcpus = true;
+	for (u32 i = 0; i < vm->cfg->cpus && r == 0; i++) {
+		r = vcpu_new(vm, i, &vm->vcpus[i]);
+		if (r == 0)
+			vm->nr_vcpus++;
+	}
+	for (u32 i = 0; i < vm->nr_vcpus && r == 0; i++)
+		r = cpu_setup(vm->vcpus[i]);
+	if (r < 0)
+		return fail(error, r, "cannot create the vCPUs: %s", strerror(-r));
+	return 0;
+}
+
+static const struct console_client console_client_ops = {
+	.input = console_input,
+	.output_ready = console_output_ready,
+	.quit = console_quit,
+};
+
+/* The tables with a pointer to the VM in them. */
+struct backends {
+	struct serial_backend serial;
+	struct pm_backend pm;
+	struct console_client console;
+};
+
+static int create_devices(struct vm *vm, char *error)
+{
+	struct backends *b = calloc(1, sizeof(*b));
+	int r;
+
+	if (!b)
+		return fail(error, -ENOMEM, "out of memory");
+	vm->backends = b;
+	b->serial = (struct serial_backend){ .irq = serial_irq,
+					     .transmit = serial_transmit,
+					     .input_ready = serial_input_ready,
+					     .arg = vm };
+	b->pm = (struct pm_backend){
+		.irq = sci_irq, .poweroff = guest_poweroff, .reset = guest_reset, .arg = vm
+	};
+	b->console = console_client_ops;
+	b->console.arg = vm;
+	serial_init(&vm->serial, &b->serial);
+	r = bus_add(&vm->ports, LAYOUT_PORT_SERIAL, SERIAL_PORTS, &serial_bus_ops, &vm->serial);
+	if (r == 0)
+		r = pm_init(&vm->pm, &vm->ports, &b->pm);
+	if (r == 0)
+		r = console_new(vm->loop, &b->console, &vm->console);
+	if (r < 0)
+		return fail(error, r, "cannot create the console: %s", strerror(-r));
+	return 0;
+}
+
+/* A new generation: Linux stirs it into its random numbers. */
+static int new_generation(struct vm *vm)
+{
+	if (getrandom(vm->generation_id, sizeof(vm->generation_id), 0) < 0)
+		return -errno;
+	memcpy(memory_at(&vm->mem, LAYOUT_VMGENID, sizeof(vm->generation_id)), vm->generation_id,
+	       sizeof(vm->generation_id));
+	return 0;
+}
+
+/* Puts kernel and tables into memory, and the first vCPU at its entry. */
+static int load_guest(struct vm *vm, char *error)
+{
+	struct acpi_config acpi = { .nr_vcpus = vm->nr_vcpus, .nr_virtio = vm->nr_devices };
+	struct boot_source src = { .kernel_fd = vm->kernel_fd,
+				   .initrd_fd = vm->initrd_fd,
+				   .cmdline = vm->cfg->cmdline,
+				   .acpi_rsdp = LAYOUT_ACPI };
+	struct boot_entry entry;
+	struct kvm_sregs sregs;
+	struct kvm_regs regs;
+	int r = boot_load(&vm->mem, &src, &entry, error);
+
+	if (r < 0)
+		return r;
+	r = acpi_build(&acpi, LAYOUT_ACPI, memory_at(&vm->mem, LAYOUT_ACPI, LAYOUT_ACPI_BYTES),
+		       LAYOUT_ACPI_BYTES);
+	if (r == 0)
+		r = new_generation(vm);
+	if (r < 0)
+		return fail(error, r, "cannot describe the machine to the guest: %s", strerror(-r));
+	if (ioctl(vm->vcpus[0]->fd, KVM_GET_SREGS, &sregs) < 0)
+		return fail(error, -errno, "cannot read the vCPU's registers: %s", strerror(errno));
+	boot_registers(&vm->mem, &entry, &regs, &sregs);
+	if (ioctl(vm->vcpus[0]->fd, KVM_SET_SREGS, &sregs) < 0 ||
+	    ioctl(vm->vcpus[0]->fd, KVM_SET_REGS, &regs) < 0)
+		return fail(error, -errno, "KVM refuses the boot registers: %s", strerror(errno));
+	return 0;
+}
+
+static int open_image(const char *path, const char *what, int *ret, char *error)
+{
+	*ret = open(path, O_RDONLY | O_CLOEXEC);
+	if (*ret < 0)
+		return fail(error, -errno, "cannot open the %s %s: %s", what, path,
+			    strerror(errno));
+	return 0;
+}
+
+static int open_images(struct vm *vm, char *error)
+{
+	int r = 0;
+
+	if (vm->cfg->kernel)
+		r = open_image(vm->cfg->kernel, "kernel", &vm->kernel_fd, error);
+	if (r == 0 && vm->cfg->initrd)
+		r = open_image(vm->cfg->initrd, "initrd", &vm->initrd_fd, error);
+	return r;
+}
+
+/* --- main loop ---------------------------------------------------------------------------------
+ */
+
+/* The guest asked for a reset: all as it was when the machine was new. */
+static int reset(struct vm *vm, char *error)
+{
+	int r = 0;
+
+	stop_vcpus(vm, true);
+	for (u32 i = 0; i < vm->nr_devices; i++)
+		virtio_reset(vm->devices[i]);
+	for (u32 i = 0; i < vm->mem.nr_slots && r == 0; i++)
+		r = memory_discard(&vm->mem, vm->mem.slots[i].gpa, vm->mem.slots[i].bytes);
+	if (r == 0)
+		r = machine_reset(vm, vm->reset_state);
+	if (r < 0)
+		return fail(error, r, "cannot reset the machine: %s", strerror(-r));
+	r = load_guest(vm, error);
+	if (r < 0)
+		return r;
+	vm->nr_resets++;
+	vm->end_by_guest = false;
+	vm->end = VM_END_NONE;
+	if (vm->state == VM_RUNNING)
+		let_vcpus_run(vm);
+	return 0;
+}
+
+static int on_wake(sd_event_source *s, int fd, uint32_t events, void *arg)
+{
+	struct vm *vm = arg;
+	char error[VM_ERROR_MAX];
+	u64 n;
+
+	if (read(fd, &n, sizeof(n)) < 0 || vm->end == VM_END_NONE)
+		return 0;
+	if (vm->end == VM_END_REBOOT && !vm->cfg->no_reboot && vm->kernel_fd >= 0) {
+		if (reset(vm, error) == 0)
+			return 0;
+		vm_log(vm, "%s", error);
+		vm->end = VM_END_FAILED;
+	}
+	stop_vcpus(vm, true);
+	vm->state = VM_ENDED;
+	return sd_event_exit(vm->loop, vm->end);
+}
+
+static int on_signal(sd_event_source *s, const struct signalfd_siginfo *si, void *arg)
+{
+	vm_end(arg, VM_END_POWEROFF);
+	return 0;
+}
+
+static int create_loop(struct vm *vm, char *error)
+{
+	static const int signals[] = { SIGINT, SIGTERM, SIGHUP, SIGQUIT };
+	sigset_t set;
+	int r;
+
+	sigemptyset(&set);
+	for (size_t i = 0; i < ARRAY_SIZE(signals); i++)
+		sigaddset(&set, signals[i]);
+	/* Before any thread exists: all inherit it, and the loop's signalfd gets them. */
+	pthread_sigmask(SIG_BLOCK, &set, NULL);
+	signal(SIGPIPE, SIG_IGN);
+	r = sd_event_new(&vm->loop);
+	for (size_t i = 0; i < ARRAY_SIZE(signals) && r >= 0; i++)
+		r = sd_event_add_signal(vm->loop, NULL, signals[i], on_signal, vm);
+	if (r >= 0) {
+		vm->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+		r = vm->wake_fd < 0 ? -errno : 0;
+	}
+	if (r >= 0)
+		r = sd_event_add_io(vm->loop, NULL, vm->wake_fd, EPOLLIN, on_wake, vm);
+	return r < 0 ? fail(error, r, "cannot create the main loop: %s", strerror(-r)) : 0;
+}
+
+static int build(struct vm *vm, char *error)
+{
+	int r;
+
+	r = create_loop(vm, error);
+	if (r == 0)
+		r = open_images(vm, error);
+	if (r == 0)
+		r = create_chips(vm, error);
+	if (r == 0)
+		r = create_memory(vm, error);
+	if (r == 0)
+		r = create_vcpus(vm, error);
+	if (r == 0)
+		r = create_devices(vm, error);
+	if (r < 0)
+		return r;
+	r = machine_reset_state(vm, &vm->reset_state);
+	if (r < 0)
+		return fail(error, r, "cannot read the machine's state: %s", strerror(-r));
+	r = load_guest(vm, error);
+	for (u32 i = 0; i < vm->nr_vcpus && r == 0; i++) {
+		r = vcpu_start(vm->vcpus[i]);
+		if (r < 0)
+			fail(error, r, "cannot start the vCPUs: %s", strerror(-r));
+	}
+	return r;
+}
+
+int vm_new(const struct vm_config *cfg, struct vm **ret, enum vm_end *ret_end,
+	   char error[VM_ERROR_MAX])
+{
+	struct vm *vm = calloc(1, sizeof(*vm));
+	int r;
+
+	*ret_end = VM_END_FAILED;
+	if (!vm)
+		return fail(error, -ENOMEM, "out of memory");
+	vm->kvm_fd = vm->vm_fd = vm->wake_fd = vm->kernel_fd = vm->initrd_fd = -1;
+	vm->cfg = cfg;
+	vm->end = VM_END_NONE;
+	snprintf(vm->name, sizeof(vm->name), "%s", cfg->name);
+	pthread_mutex_init(&vm->lock, NULL);
+	pthread_cond_init(&vm->parked, NULL);
+	r = open_kvm(vm, error);
+	if (r < 0)
+		*ret_end = VM_END_NO_KVM;
+	else
+		r = build(vm, error);
+	if (r < 0) {
+		vm_free(vm);
+		return r;
+	}
+	*ret = vm;
+	return 0;
+}
+
+enum vm_end vm_run(struct vm *vm)
+{
+	int r;
+
+	if (!vm->cfg->paused) {
+		r = vm_resume(vm);
+		if (r < 0)
+			return VM_END_FAILED;
+	}
+	r = sd_event_loop(vm->loop);
+	if (r < 0) {
+		vm_log(vm, "the main loop failed: %s", strerror(-r));
+		return VM_END_FAILED;
+	}
+	return (enum vm_end)r;
+}
+
+static void close_fd(int fd)
+{
+	if (fd >= 0)
+		close(fd);
+}
+
+void vm_free(struct vm *vm)
+{
+	if (!vm)
+		return;
+	stop_vcpus(vm, false);
+	for (u32 i = 0; i < vm->nr_vcpus; i++)
+		vcpu_free(vm->vcpus[i]);
+	for (u32 i = 0; i < vm->nr_devices; i++)
+		virtio_free(vm->devices[i]);
+	console_free(vm->console);
+	free(vm->backends);
+	free(vm->reset_state);
+	memory_free(&vm->mem);
+	sd_event_unref(vm->loop);
+	close_fd(vm->kernel_fd);
+	close_fd(vm->initrd_fd);
+	close_fd(vm->wake_fd);
+	close_fd(vm->vm_fd);
+	close_fd(vm->kvm_fd);
+	pthread_cond_destroy(&vm->parked);
+	pthread_mutex_destroy(&vm->lock);
+	free(vm);
+}
