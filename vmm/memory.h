@@ -58,4 +58,18 @@ int memory_attach(struct guest_memory *m, const struct bh_config *cfg, const cha
  * Whole pages inside RAM only: -EINVAL. */
 int memory_discard(struct guest_memory *m, u64 gpa, u64 bytes);
 
+/*
+ * memory_hooks.c, for devices, from any thread. A device pins what is read or written past the page
+ * tables (direct I/O) before the kernel is handed the address, and unpins just that when it is
+ * done.
+ */
+void memory_pin(const struct guest_memory *m, const void *hva, u64 bytes);
+void memory_unpin(const struct guest_memory *m, const void *hva, u64 bytes);
+/* The range was just filled from an image that nobody writes, from @sector (512 bytes) on. Before
+ * the guest is told. A hint; whole pages only. Returns how many pages it was told of. */
+u64 memory_note_disk_read(const struct guest_memory *m, const void *hva, u64 bytes,
+			  const struct bh_disk *disk, u64 sector);
+/* The range was just filled with something else. */
+void memory_note_written(const struct guest_memory *m, const void *hva, u64 bytes);
+
 #endif
