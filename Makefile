@@ -43,13 +43,14 @@ BINS := $(BUILD)/ballastd $(BUILD)/ballastctl $(BUILD)/ballast-vmm $(BUILD)/ball
 
 # `make check` and `make demo` first install what is missing, then build: two steps, because make
 # would otherwise look for headers before apt has brought them.
-.PHONY: all help deps demo check check-unit lint format clean
+.PHONY: all help deps demo check check-kvm check-unit lint format clean
 all: $(BINS)
 
 help:
 	@echo 'make demo     install what is missing, build, run 4 stock QEMU guests, show the memory saved'
 	@echo '              (GUESTS=4 MEM=256 KERNEL=path/to/vmlinuz)'
 	@echo 'make check    install what is missing, build, run all tests'
+	@echo 'make check-kvm  of these, those on the test host, which has hardware-style KVM (tests/testhost/README.md)'
 	@echo 'make all      build only    make lint      clang-format and cppcheck'
 	@echo 'make fuzz     fuzz the parsers (FUZZ_SECONDS=60 for each, FUZZ=target; tests/fuzz/README.md)'
 	@echo 'make SAN=address,undefined  or SAN=thread: build with sanitizers, in a folder of its own'

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Runs all tests: lint, the unit tests, then every executable tests/live/test_*.sh in name order.
+# Runs all tests: lint, the unit tests, then every executable tests/live/test_*.sh in name order, then, on the test host
+# (tests/testhost/), every tests/kvm/test_*.sh.
 #
-#	tests/run.sh [--unit]		--unit: the unit tests only
-#	ONLY=PATTERN tests/run.sh	what has PATTERN (a glob) in its name: a live script "test_NAME", a unit
-#					test "SUITE/NAME", "lint"
+#	tests/run.sh [--unit | --kvm]	the unit tests only, the tests on the test host only
+#	tests/run.sh --inside SCRIPT...	what --kvm runs on the test host: these scripts, without a closing line
+#	ONLY=PATTERN tests/run.sh	what has PATTERN (a glob) in its name: a live script "test_NAME", one of the test
+#					host "kvm/test_NAME", a unit test "SUITE/NAME", "lint"
 #
 # Prints each result as it comes and closes with one line, the last on stdout: "N passed, N failed, N skipped".
 # Exits with 0 only if something ran and nothing failed. tests/README.md has the rules that a test must keep.
@@ -15,12 +17,17 @@ cd "$(dirname "$0")/.." || exit 1
 BUILD=$(realpath -m "${BUILD:-build}")
 export BUILD
 only=${ONLY:-}
-unit_only=
-[ "${1:-}" = --unit ] && unit_only=1
+mode=all
+case ${1:-} in
+--unit | --kvm | --inside) mode=${1#--} && shift ;;
+esac
 
 work=$BUILD/tests
 logs=$work/logs
-mkdir -p "$logs" "$work/tmp"
+tmp=$work/tmp
+# On the test host the tree comes over 9p, where sockets do not belong.
+[ $mode = inside ] && tmp=$(mktemp -d /tmp/ballast-kvm.XXXXXX)
+mkdir -p "$logs/kvm" "$tmp"
 
 passed=0 failed=0 skipped=0
 any='' live_ran=''
@@ -96,7 +103,7 @@ interrupted()
 	[ -n "$timer" ] && kill "$timer" 2>/dev/null
 	signal_marked TERM
 	[ -z "$(leftovers)" ] || kill_marked
-	rm -rf "${work:?}/tmp"
+	rm -rf "${tmp:?}"
 	echo "interrupted"
 	exit 130
 }
@@ -209,8 +216,8 @@ run_unit()
 		return
 	fi
 	rm -f "$tap"
-	mkdir -p "$work/tmp/unit"
-	limited 300 "$log" env LC_ALL=C TMPDIR="$work/tmp/unit" "$bin" ${only:+--filter="*$only*"} --tap="$tap" \
+	mkdir -p "$tmp/unit"
+	limited 300 "$log" env LC_ALL=C TMPDIR="$tmp/unit" "$bin" ${only:+--filter="*$only*"} --tap="$tap" \
 		--verbose --color=never
 	rc=$?
 	local bad=0
@@ -246,21 +253,33 @@ run_unit()
 			<(sed -nE 's/^\[(PASS|SKIP|FAIL) *\] ([^: ]+::[^: ]+).*/\2/p' "$log" | sort) |
 			sed 's/^/# did not end: /'
 	fi
-	rm -rf "$work/tmp/unit"
+	rm -rf "$tmp/unit"
 }
 
-run_live() # SCRIPT
+script_name() # SCRIPT: "test_NAME", "kvm/test_NAME"
+{
+	local name=${1#tests/}
+	name=${name#live/}
+	echo "${name%.sh}"
+}
+
+script_limit() # SCRIPT
+{
+	local limit
+	limit=$(sed -n 's/^# timeout: *\([0-9]\+\).*/\1/p' "$1" | head -n 1)
+	echo "${limit:-300}"
+}
+
+run_script() # SCRIPT
 {
 	local script=$1 name limit log rc line bad=0 n=0
-	name=$(basename "$script" .sh)
-	selected "$name" || return
-	live_ran=1
-	limit=$(sed -n 's/^# timeout: *\([0-9]\+\).*/\1/p' "$script" | head -n 1)
+	name=$(script_name "$script")
+	limit=$(script_limit "$script")
 	log=$logs/$name.log
-	rm -rf "$work/tmp/$name"
-	mkdir -p "$work/tmp/$name"
+	rm -rf "$tmp/$name"
+	mkdir -p "$tmp/$name"
 	local start=$SECONDS
-	limited "${limit:-300}" "$log" env TMPDIR="$work/tmp/$name" "$script"
+	limited "$limit" "$log" env TMPDIR="$tmp/$name" "$script"
 	rc=$?
 	while IFS= read -r line; do
 		n=$((n + 1))
@@ -270,8 +289,9 @@ run_live() # SCRIPT
 		'not ok '*) bad=1 && result 'not ok' "$name ${line#not ok }" ;;
 		esac
 	done < <(grep -aE '^(ok|not ok|skip) [[:alnum:]]' "$log")
+	grep -a '^RESULT ' "$log"
 	if [ $rc -eq 124 ]; then
-		result 'not ok' "$name: timed out after ${limit:-300} s" && bad=1
+		result 'not ok' "$name: timed out after $limit s" && bad=1
 	elif [ $rc -ne 0 ] && [ $bad -eq 0 ]; then
 		result 'not ok' "$name: exit status $rc" && bad=1
 	elif [ $n -eq 0 ]; then
@@ -280,21 +300,112 @@ run_live() # SCRIPT
 	[ -z "$left" ] || { result 'not ok' "$name: left process $left" && bad=1; }
 	check_settings "$name" || bad=1
 	[ $bad -eq 0 ] || show_log "$log" 60
-	rm -rf "$work/tmp/$name"
+	rm -rf "$tmp/$name"
 	echo "# $name took $((SECONDS - start)) s"
 }
 
-[ -n "$unit_only" ] || run_lint
-run_unit
-if [ -z "$unit_only" ]; then
-	for script in tests/live/test_*.sh; do
+# What of these is to be run; a script that is not executable is a failure, not left out unseen.
+chosen=()
+choose() # SCRIPT...
+{
+	local script
+	chosen=()
+	for script; do
+		selected "$(script_name "$script")" || continue
 		if [ -x "$script" ]; then
-			run_live "$script"
-		elif selected "$(basename "$script" .sh)"; then
-			result 'not ok' "$(basename "$script" .sh): not executable"
+			chosen+=("$script")
+		else
+			result 'not ok' "$(script_name "$script"): not executable"
 		fi
 	done
-fi
+}
+
+run_live()
+{
+	local script
+	choose tests/live/test_*.sh
+	for script in ${chosen[@]+"${chosen[@]}"}; do
+		live_ran=1
+		run_script "$script"
+	done
+}
+
+# The test host runs this script again, with --inside, and its lines are taken over. It is started once for all scripts,
+# and again for what is left when a script brings it down: scripts run in order, and each ends with a line "# NAME took".
+run_kvm()
+{
+	local script limit line done_name rc
+	choose tests/kvm/test_*.sh
+	[ ${#chosen[@]} -gt 0 ] || return
+	if ! limited 600 "$logs/kvm-build.log" sh -c 'tests/guest/build.sh --all && tests/testhost/build.sh'; then
+		result 'not ok' "kvm: the test host or its guests cannot be built"
+		show_log "$logs/kvm-build.log" 20
+		return
+	fi
+	while [ ${#chosen[@]} -gt 0 ]; do
+		limit=60
+		for script in "${chosen[@]}"; do
+			# 20 s for a script to be ended, as in limited()
+			limit=$((limit + $(script_limit "$script") + 20))
+		done
+		while IFS= read -r line; do
+			case $line in
+			'ok '*) result ok "${line#ok }" ;;
+			'skip '*) result skip "${line#skip }" ;;
+			'not ok '*) result 'not ok' "${line#not ok }" ;;
+			'# kvm/'*' took '*)
+				echo "$line"
+				done_name=${line#\# }
+				done_name=${done_name%% took *}
+				[ "$done_name" != "$(script_name "${chosen[0]:-}")" ] || chosen=("${chosen[@]:1}")
+				;;
+			*) echo "$line" ;;
+			esac
+		done < <(exec env "$mark" tests/testhost/run.sh --timeout $limit tests/run.sh --inside "${chosen[@]}" \
+			2>"$logs/testhost.log" </dev/null)
+		wait $!
+		rc=$?
+		[ ${#chosen[@]} -gt 0 ] || break
+		show_log "$logs/testhost.log" 40
+		# Without the host none runs, whichever is next.
+		if grep -q 'did not come up\|not up after' "$logs/testhost.log"; then
+			for script in "${chosen[@]}"; do
+				result 'not ok' "$(script_name "$script"): the test host does not come up"
+			done
+			break
+		fi
+		result 'not ok' "$(script_name "${chosen[0]}"): the test host ended with it (status $rc)"
+		chosen=("${chosen[@]:1}")
+	done
+	if [ ${#chosen[@]} -eq 0 ] && [ $rc -ne 0 ]; then
+		result 'not ok' "kvm: the test host's exit status is $rc"
+		show_log "$logs/testhost.log" 40
+	fi
+	left=$(leftovers)
+	if [ -n "$left" ]; then
+		# shellcheck disable=SC2086 # one word a pid
+		result 'not ok' "kvm: left process $(describe $left)"
+		kill_marked
+	fi
+}
+
+case $mode in
+inside)
+	for script; do
+		run_script "$script"
+	done
+	rm -rf "${tmp:?}"
+	exit 0
+	;;
+unit) run_unit ;;
+kvm) run_kvm ;;
+all)
+	run_lint
+	run_unit
+	run_live
+	run_kvm
+	;;
+esac
 
 if [ -n "$live_ran" ]; then
 	if [ "$(settings)" = "$host_at_start" ]; then

@@ -20,7 +20,7 @@ SAN_ENV := $(if $(SAN),ASAN_OPTIONS=abort_on_error=1:detect_stack_use_after_retu
 MODEL_BUILD  := $(if $(SAN),$(BUILD),$(BUILD)/san-address-undefined)
 SOAK_SECONDS ?= 1800
 
-.PHONY: check-built model soak
+.PHONY: check-built check-kvm check-kvm-built model soak
 
 # Two steps, see the Makefile; no "Leaving directory" after the runner's closing line; as many jobs as
 # processors unless the user chose.
@@ -29,6 +29,13 @@ check: deps
 
 check-built: $(BINS) $(UNIT_BIN) $(LIVE_BINS) $(OUTSIDE) model
 	@$(SAN_ENV) BUILD='$(BUILD)' SAN='$(SAN)' ONLY='$(ONLY)' tests/run.sh
+
+# The tests of the test host (tests/testhost/), without the others.
+check-kvm: deps
+	@$(MAKE) --no-print-directory $(if $(findstring -j,$(MAKEFLAGS)),,-j$(shell nproc)) check-kvm-built
+
+check-kvm-built: $(BINS) $(LIVE_BINS) $(OUTSIDE)
+	@$(SAN_ENV) BUILD='$(BUILD)' SAN='$(SAN)' ONLY='$(ONLY)' tests/run.sh --kvm
 
 # Without deps: it needs no root where the packages are there.
 check-unit: $(UNIT_BIN)

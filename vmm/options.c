@@ -211,8 +211,10 @@ static int parse_disk(const struct parser *p, struct disk_config *d, char *text)
 		else if (strcmp(key, "direct") == 0 && !value)
 			d->direct = true;
 		else
-			r = wrong(p, "--disk: \"%s\" is not one of path=FILE, readonly, direct, "
-				     "overlay=FILE", key);
+			r = wrong(p,
+				  "--disk: \"%s\" is not one of path=FILE, readonly, direct, "
+				  "overlay=FILE",
+				  key);
 	}
 	if (r == 0 && !d->path)
 		r = wrong(p, "--disk: give path=FILE");
@@ -261,8 +263,10 @@ static int parse_net(const struct parser *p, struct net_config *n, char *text)
 		} else if (strcmp(key, "mac") == 0 && value) {
 			n->has_mac = true;
 			if (parse_mac(value, n->mac) < 0)
-				r = wrong(p, "--net: mac=%s is no address of one card, such as "
-					     "02:00:00:00:00:01", value);
+				r = wrong(p,
+					  "--net: mac=%s is no address of one card, such as "
+					  "02:00:00:00:00:01",
+					  value);
 		} else {
 			r = wrong(p, "--net: \"%s\" is not one of tap=INTERFACE, mac=ADDRESS", key);
 		}
@@ -333,7 +337,11 @@ static const struct option_row {
 	{ "no-sandbox", NULL, FLAG(no_sandbox) },
 };
 
-enum { VAL_HELP = ARRAY_SIZE(rows), VAL_VERSION, NR_VALS };
+enum {
+	VAL_HELP = ARRAY_SIZE(rows),
+	VAL_VERSION,
+	NR_VALS
+};
 
 static int set_defaults(const struct parser *p)
 {

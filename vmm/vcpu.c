@@ -94,7 +94,7 @@ static void crash(const struct vcpu *v, const char *fmt, ...)
 		regs.rip = 0;
 	vm_log(v->vm, "guest stopped: %s (vCPU %u, rip %#llx)", what, v->index,
 	       (unsigned long long)regs.rip);
-	vm_end(v->vm, VM_END_GUEST_CRASH);
+	vm_end(v->vm, VM_END_GUEST_CRASH, "guest-panic");
 }
 
 static void handle_io(struct vcpu *v)

@@ -13,7 +13,9 @@
 #include "vmm/acpi.h"
 #include "vmm/boot.h"
 #include "vmm/console.h"
+#include "vmm/devices.h"
 #include "vmm/machine.h"
+#include "vmm/monitor.h"
 #include "vmm/vcpu.h"
 #include "vmm/virtio.h"
 
@@ -53,13 +55,14 @@ static void let_vcpus_run(struct vm *vm)
 	pthread_mutex_unlock(&vm->lock);
 }
 
-void vm_end(struct vm *vm, enum vm_end why)
+void vm_end(struct vm *vm, enum vm_end why, const char *reason)
 {
 	int none = VM_END_NONE;
 	u64 one = 1;
 
 	if (!atomic_compare_exchange_strong(&vm->end, &none, (int)why))
 		return;
+	vm->end_reason = reason;
 	/* The guest does nothing after it asked for its end. */
 	stop_vcpus(vm, false);
 	if (write(vm->wake_fd, &one, sizeof(one)) < 0)
@@ -76,6 +79,7 @@ int vm_pause(struct vm *vm)
 	for (u32 i = 0; i < vm->nr_devices; i++)
 		virtio_quiesce(vm->devices[i]);
 	vm->state = VM_PAUSED;
+	monitor_event(vm->monitor, "STOP", NULL);
 	return 0;
 }
 
@@ -94,6 +98,7 @@ int vm_resume(struct vm *vm)
 			virtio_resume(vm->devices[i]);
 	}
 	vm->state = VM_RUNNING;
+	monitor_event(vm->monitor, "RESUME", NULL);
 	if (vm->end == VM_END_NONE)
 		let_vcpus_run(vm);
 	return 0;
@@ -145,7 +150,7 @@ static void console_output_ready(void *arg)
 
 static void console_quit(void *arg)
 {
-	vm_end(arg, VM_END_POWEROFF);
+	vm_end(arg, VM_END_POWEROFF, "host-ui");
 }
 
 static void sci_irq(void *arg, bool level)
@@ -155,18 +160,12 @@ static void sci_irq(void *arg, bool level)
 
 static void guest_poweroff(void *arg)
 {
-	struct vm *vm = arg;
-
-	vm->end_by_guest = true;
-	vm_end(vm, VM_END_POWEROFF);
+	vm_end(arg, VM_END_POWEROFF, "guest-shutdown");
 }
 
 static void guest_reset(void *arg)
 {
-	struct vm *vm = arg;
-
-	vm->end_by_guest = true;
-	vm_end(vm, VM_END_REBOOT);
+	vm_end(arg, VM_END_REBOOT, "guest-reset");
 }
 
 /* --- building ----------------------------------------------------------------------------------
@@ -304,7 +303,8 @@ struct backends {
 	struct console_client console;
 };
 
-static int create_devices(struct vm *vm, char *error)
+/* What is always there. */
+static int create_board(struct vm *vm, char *error)
 {
 	struct backends *b = calloc(1, sizeof(*b));
 	int r;
@@ -413,11 +413,16 @@ static int reset(struct vm *vm, char *error)
 	if (r < 0)
 		return r;
 	vm->nr_resets++;
-	vm->end_by_guest = false;
 	vm->end = VM_END_NONE;
 	if (vm->state == VM_RUNNING)
 		let_vcpus_run(vm);
 	return 0;
+}
+
+static json_t *end_data(const struct vm *vm)
+{
+	return json_pack("{s:b,s:s}", "guest", strncmp(vm->end_reason, "guest", 5) == 0, "reason",
+			 vm->end_reason);
 }
 
 static int on_wake(sd_event_source *s, int fd, uint32_t events, void *arg)
@@ -429,6 +434,7 @@ static int on_wake(sd_event_source *s, int fd, uint32_t events, void *arg)
 	if (read(fd, &n, sizeof(n)) < 0 || vm->end == VM_END_NONE)
 		return 0;
 	if (vm->end == VM_END_REBOOT && !vm->cfg->no_reboot && vm->kernel_fd >= 0) {
+		monitor_event(vm->monitor, "RESET", end_data(vm));
 		if (reset(vm, error) == 0)
 			return 0;
 		vm_log(vm, "%s", error);
@@ -436,12 +442,13 @@ static int on_wake(sd_event_source *s, int fd, uint32_t events, void *arg)
 	}
 	stop_vcpus(vm, true);
 	vm->state = VM_ENDED;
+	monitor_event(vm->monitor, "SHUTDOWN", end_data(vm));
 	return sd_event_exit(vm->loop, vm->end);
 }
 
 static int on_signal(sd_event_source *s, const struct signalfd_siginfo *si, void *arg)
 {
-	vm_end(arg, VM_END_POWEROFF);
+	vm_end(arg, VM_END_POWEROFF, "host-signal");
 	return 0;
 }
 
@@ -483,13 +490,20 @@ static int build(struct vm *vm, char *error)
 	if (r == 0)
 		r = create_vcpus(vm, error);
 	if (r == 0)
-		r = create_devices(vm, error);
+		r = create_board(vm, error);
+	if (r == 0)
+		r = devices_add(vm, error);
 	if (r < 0)
 		return r;
 	r = machine_reset_state(vm, &vm->reset_state);
 	if (r < 0)
 		return fail(error, r, "cannot read the machine's state: %s", strerror(-r));
 	r = load_guest(vm, error);
+	if (r == 0 && vm->cfg->qmp) {
+		r = monitor_new(vm, vm->cfg->qmp, &vm->monitor);
+		if (r < 0)
+			fail(error, r, "cannot listen on --qmp %s: %s", vm->cfg->qmp, strerror(-r));
+	}
 	for (u32 i = 0; i < vm->nr_vcpus && r == 0; i++) {
 		r = vcpu_start(vm->vcpus[i]);
 		if (r < 0)
@@ -558,6 +572,7 @@ void vm_free(struct vm *vm)
 		vcpu_free(vm->vcpus[i]);
 	for (u32 i = 0; i < vm->nr_devices; i++)
 		virtio_free(vm->devices[i]);
+	monitor_free(vm->monitor);
 	console_free(vm->console);
 	free(vm->backends);
 	free(vm->reset_state);

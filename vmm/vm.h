@@ -12,7 +12,9 @@
  *   console.c           stdin and stdout
  *   sandbox.c           seccomp, privileges
  *   virtqueue.c, virtio_mmio.c, virtio_*.c	devices
- *   qmp*.c              control socket;   snapshot.c, state.c   save, restore, clone
+ *   devices.c           which of them a command line asks for
+ *   monitor*.c          control socket (QMP)
+ *   snapshot.c, state.c save, restore, clone
  *
  * Threads: the main thread runs one sd-event loop (control socket, console, timers, kicks of
  * devices without a thread of their own); each vCPU has a thread "vcpu-N"; block devices have one
@@ -57,7 +59,7 @@ struct vcpu;
 struct vcpu_state;
 struct virtio_device;
 struct console;
-struct qmp_server;
+struct monitor;
 
 /* Exits by reason (index: KVM_EXIT_*), counted by each vCPU alone and summed by who asks. */
 #define VM_EXIT_REASONS 64
@@ -75,16 +77,16 @@ struct vm {
 	struct serial serial;
 	struct pm pm;
 	struct console *console;
-	struct qmp_server *qmp;
+	struct monitor *monitor; /* NULL: no control socket */
 
 	pthread_mutex_t lock;
 	pthread_cond_t parked;	/* a vCPU parked, or may go on; with @lock */
 	u32 nr_parked;		/* vCPUs that run no guest code; under @lock */
 	atomic_bool stop_vcpus; /* they shall park; written under @lock */
 	_Atomic enum vm_state state;
-	atomic_int end;		  /* enum vm_end, or VM_END_NONE; see vm_end() */
-	atomic_bool end_by_guest; /* then an end is the guest's own doing */
-	int wake_fd;		  /* eventfd: the main loop looks at @end */
+	atomic_int end;		/* enum vm_end, or VM_END_NONE; see vm_end() */
+	const char *end_reason; /* written before wake_fd, read after it */
+	int wake_fd;		/* eventfd: the main loop looks at @end */
 
 	const struct vm_config *cfg; /* options.h */
 	int kernel_fd, initrd_fd;    /* kept open: a reboot reads them again */
@@ -106,8 +108,10 @@ void vm_free(struct vm *vm); /* NULL is fine */
 enum vm_end vm_run(struct vm *vm);
 
 /* From any thread: asks the main loop to end the machine (VM_END_REBOOT: to start it anew, unless
- * --no-reboot). The first one counts. */
-void vm_end(struct vm *vm, enum vm_end why);
+ * --no-reboot). The first one counts. @reason is one of QEMU's, for the SHUTDOWN or RESET event
+ * ("guest-shutdown", "host-signal"; those that begin with "guest" are the guest's doing); constant.
+ */
+void vm_end(struct vm *vm, enum vm_end why, const char *reason);
 
 /* On the main thread. After vm_pause() no vCPU runs guest code and no device has a request under
  * way. Both are 0 when there is nothing to do; -EINVAL: not in a state for it. */

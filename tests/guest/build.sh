@@ -1,102 +1,40 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
 # Prepares the test guest under build/guest/:
-#   vmlinuz     Debian's 6.12 cloud kernel, taken out of its package (not installed), or KERNEL
-#   initrd.gz   busybox, init and the test programs, 100 % ours but for busybox and two modules
-#   kvm-probe   says whether /dev/kvm runs a stock kernel (see accel.sh)
-# Usage: tests/guest/build.sh [KERNEL]. Does nothing when all is there and newer than its sources.
+#   vmlinuz       Debian's 6.12 cloud kernel, taken out of its package (not installed), or KERNEL
+#   initrd.gz     busybox, init and the test programs, 100 % ours but for busybox and the kernel's virtio modules
+#   kvm-probe     says whether /dev/kvm runs a stock kernel (see accel.sh)
+# and with --all, for tests of VMMs:
+#   vmlinux       the ELF kernel inside vmlinuz
+#   6.1/          the same three of Debian's 6.1 cloud kernel
+# Usage: tests/guest/build.sh [--all | KERNEL]. Does nothing when all is there and newer than its sources.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+KERNEL_WHO=guest
+. tests/guest/kernel.sh
 
-package=linux-image-6.12-cloud-amd64
-out=build/guest
-cache=build/cache
+all=
+[ "${1:-}" = --all ] && all=1 && shift
 kernel=${1:-${KERNEL:-}}
+[ -z "$all" ] || kernel=
+out=build/guest
 cflags="-std=gnu11 -O2 -g0 -Wall -Wextra -Werror -D_GNU_SOURCE -I."
 
-die()
-{
-	echo "guest: $*" >&2
-	exit 1
-}
+# Devices are found through these; 6.12 has virtio_pci built in.
+buses=(virtio_mmio virtio_pci)
+# By virtio device number (virtio 1.2, section 5); init loads what the machine has.
+declare -A devices=([1]=virtio_net [2]=virtio_blk [4]=virtio_rng [5]=virtio_balloon [19]=vmw_vsock_virtio_transport
+	[24]=virtio_mem)
 
-mkdir -p $out $cache
+mkdir -p $out
 # `make check` and `make demo` may both be here.
 exec 9>$out/.lock
 flock 9
 
-[ -x /bin/busybox ] || die "/bin/busybox is missing: apt-get install busybox-static"
+[ -x /bin/busybox ] || kernel_die "/bin/busybox is missing: apt-get install busybox-static"
 for tool in cpio gcc dpkg-deb gzip; do
-	command -v $tool >/dev/null || die "$tool is missing: apt-get install cpio gcc dpkg gzip"
+	command -v $tool >/dev/null || kernel_die "$tool is missing: apt-get install cpio gcc dpkg gzip"
 done
-
-# The cloud package only names the current one: linux-image-6.12.N+deb12-cloud-amd64.
-resolve_package()
-{
-	apt-cache depends $package 2>/dev/null | sed -n 's/^ *Depends: \(linux-image-6\.12[^ ]*\)$/\1/p' |
-		head -n 1
-}
-
-fetch_package()
-{
-	local real log=$PWD/$cache/apt.log
-
-	real=$(resolve_package)
-	if [ -z "$real" ]; then
-		apt-get update -q >"$log" 2>&1 || true
-		real=$(resolve_package)
-	fi
-	[ -n "$real" ] || die "apt knows no $package: check /etc/apt/sources.list (bookworm-security)" \
-		"and run apt-get update, or give KERNEL=path/to/vmlinuz (log: $cache/apt.log)"
-	echo "guest: downloading $real (34 MB)" >&2
-	# Stale package lists name a version that the mirror no longer has: fetch them and try again.
-	(cd $cache && { apt-get -o APT::Sandbox::User=root download "$real" >"$log" 2>&1 || {
-		apt-get update -q >>"$log" 2>&1
-		apt-get -o APT::Sandbox::User=root download "$(resolve_package)" >>"$log" 2>&1
-	}; }) || die "could not download $real (log: $cache/apt.log); give KERNEL=path/to/vmlinuz instead"
-}
-
-# Prints nothing, and is no error, when there is none yet.
-newest_deb()
-{
-	{ ls -t $cache/linux-image-6.12*-cloud-amd64_*.deb 2>/dev/null || true; } | head -n 1
-}
-
-if [ -n "$kernel" ]; then
-	[ -r "$kernel" ] || die "cannot read the kernel $kernel (KERNEL=path/to/vmlinuz)"
-	source=$(readlink -f "$kernel")
-else
-	deb=$(newest_deb)
-	[ -n "$deb" ] || { fetch_package && deb=$(newest_deb); }
-	source=$deb
-fi
-
-# Which kernel is there now; changes with KERNEL=.
-if [ ! -e $out/vmlinuz ] || [ "$(cat $out/.source 2>/dev/null)" != "$source" ] ||
-	[ "$source" -nt $out/vmlinuz ] || [ tests/guest/build.sh -nt $out/vmlinuz ]; then
-	rm -rf $out/modules $out/vmlinuz $out/.source
-	mkdir -p $out/modules
-	if [ -n "$kernel" ]; then
-		cp "$source" $out/vmlinuz
-	else
-		rm -rf $out/deb
-		dpkg-deb -x "$deb" $out/deb ||
-			die "$deb is damaged: remove it and run again"
-		cp $out/deb/boot/vmlinuz-* $out/vmlinuz
-		for dir in $out/deb/lib/modules/*; do
-			mkdir -p "$out/modules/${dir##*/}"
-			for module in virtio/virtio_balloon block/virtio_blk; do
-				/bin/busybox xzcat "$dir/kernel/drivers/$module.ko.xz" \
-					>"$out/modules/${dir##*/}/${module##*/}.ko" ||
-					die "cannot unpack $module.ko.xz: is the disk full?"
-			done
-		done
-		rm -rf $out/deb
-	fi
-	touch $out/vmlinuz
-	echo "$source" >$out/.source
-	rm -f $out/initrd.gz
-fi
 
 stale()
 {
@@ -110,23 +48,89 @@ stale()
 	return 1
 }
 
-shared="tests/guest/guest.c tests/guest/guest.h common/types.h common/clock.h"
-if stale $out/initrd.gz tests/guest/init tests/guest/workload.c tests/guest/memcheck.c \
-	tests/guest/diskcheck.c $shared \
-	tests/guest/build.sh /bin/busybox; then
-	root=$out/root
+unpack_modules() # FROM TO
+{
+	local id
+
+	mkdir -p "$2"
+	kernel_modules "$1" "$2" "${buses[@]}" >"$2/buses"
+	for id in "${!devices[@]}"; do
+		kernel_modules "$1" "$2" "${devices[$id]}" >"$2/virtio-$id"
+	done
+}
+
+# Which kernel is there now; changes with KERNEL=.
+build_kernel() # DIR SOURCE
+{
+	local dir=$1 source=$2 lib
+
+	if ! stale $dir/vmlinuz "$source" tests/guest/build.sh tests/guest/kernel.sh &&
+		[ "$(cat $dir/.source 2>/dev/null)" = "$source" ]; then
+		return
+	fi
+	rm -rf $dir/modules $dir/vmlinuz $dir/vmlinux $dir/initrd.gz $dir/.source
+	mkdir -p $dir/modules
+	if [ -n "$kernel" ]; then
+		cp "$source" $dir/vmlinuz
+	else
+		rm -rf $dir/deb
+		dpkg-deb -x "$source" $dir/deb ||
+			kernel_die "$source is damaged: remove it and run again"
+		cp $dir/deb/boot/vmlinuz-* $dir/vmlinuz
+		for lib in $dir/deb/lib/modules/*; do
+			unpack_modules "$lib" "$dir/modules/${lib##*/}"
+		done
+		rm -rf $dir/deb
+	fi
+	touch $dir/vmlinuz
+	echo "$source" >$dir/.source
+}
+
+programs=(workload memcheck diskcheck)
+build_programs()
+{
+	local p shared="tests/guest/guest.c tests/guest/guest.h common/types.h common/clock.h"
+
+	mkdir -p $out/bin
+	for p in "${programs[@]}"; do
+		stale $out/bin/$p tests/guest/$p.c $shared tests/guest/build.sh || continue
+		gcc $cflags -static -s -o $out/bin/$p tests/guest/$p.c tests/guest/guest.c ||
+			kernel_die "cannot build $p statically: apt-get install gcc libc6-dev"
+	done
+}
+
+build_initrd() # DIR
+{
+	local dir=$1 root=$1/root
+
+	stale $dir/initrd.gz tests/guest/init "${programs[@]/#/$out/bin/}" $dir/vmlinuz /bin/busybox || return 0
 	rm -rf $root
 	mkdir -p $root/bin $root/lib $root/dev
-	cp /bin/busybox $root/bin/busybox
+	cp /bin/busybox "${programs[@]/#/$out/bin/}" $root/bin
 	install -m 755 tests/guest/init $root/init
-	for p in workload memcheck diskcheck; do
-		gcc $cflags -static -s -o $root/bin/$p tests/guest/$p.c tests/guest/guest.c ||
-			die "cannot build $p statically: apt-get install gcc libc6-dev"
-	done
-	[ -d $out/modules ] && cp -r $out/modules $root/lib/modules
-	(cd $root && find . | cpio -o -H newc -R 0:0 --quiet | gzip -1) >$out/initrd.tmp
-	mv $out/initrd.tmp $out/initrd.gz
+	[ -d $dir/modules ] && cp -r $dir/modules $root/lib/modules
+	(cd $root && find . | cpio -o -H newc -R 0:0 --quiet | gzip -1) >$dir/initrd.tmp
+	mv $dir/initrd.tmp $dir/initrd.gz
 	rm -rf $root
+}
+
+build_programs
+if [ -n "$kernel" ]; then
+	[ -r "$kernel" ] || kernel_die "cannot read the kernel $kernel (KERNEL=path/to/vmlinuz)"
+	build_kernel $out "$(readlink -f "$kernel")"
+else
+	build_kernel $out "$(kernel_deb linux-image-6.12-cloud-amd64 6.12 cloud)"
+fi
+build_initrd $out
+
+if [ -n "$all" ]; then
+	mkdir -p $out/6.1
+	# 6.1 is what Debian 12 calls just the cloud kernel.
+	build_kernel $out/6.1 "$(kernel_deb linux-image-cloud-amd64 6.1 cloud)"
+	build_initrd $out/6.1
+	for dir in $out $out/6.1; do
+		stale $dir/vmlinux $dir/vmlinuz && kernel_vmlinux $dir/vmlinuz $dir/vmlinux
+	done
 fi
 
 if stale $out/kvm-probe tests/guest/kvm_probe.c tests/guest/build.sh; then

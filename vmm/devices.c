@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: MIT */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include "vmm/devices.h"
+#include "vmm/virtio_blk.h"
+
+/* Owns @d: plugs it in, or frees it. */
+static int plug(struct vm *vm, struct virtio_device *d, char *error)
+{
+	int r = virtio_add(vm, d);
+
+	if (r < 0) {
+		snprintf(error, VM_ERROR_MAX, "cannot add the %s device: %s", d->ops->name,
+			 r == -ENOSPC ? "there are too many devices" : strerror(-r));
+		virtio_free(d);
+	}
+	return r;
+}
+
+static int add_disk(struct vm *vm, u32 index, char *error)
+{
+	const struct disk_config *disk = &vm->cfg->disks[index];
+	struct blk_image_config cfg = { .path = disk->path,
+					.overlay = disk->overlay,
+					.readonly = disk->readonly,
+					.direct = disk->direct };
+	struct virtio_device *d;
+	struct blk_image *img;
+	char serial[24];
+	int r = blk_image_open(&cfg, &img, error);
+
+	if (r < 0)
+		return r;
+	snprintf(serial, sizeof(serial), "ballast-%u", index);
+	r = virtio_blk_new(vm, img, serial, &d);
+	if (r < 0) {
+		snprintf(error, VM_ERROR_MAX, "cannot start disk %s: io_uring: %s", disk->path,
+			 strerror(-r));
+		return r;
+	}
+	return plug(vm, d, error);
+}
+
+int devices_add(struct vm *vm, char error[VM_ERROR_MAX])
+{
+	int r = 0;
+
+	_Static_assert(VM_ERROR_MAX >= BLK_IMAGE_ERROR_MAX, "one buffer for both");
+	for (u32 i = 0; i < vm->cfg->nr_disks && r == 0; i++)
+		r = add_disk(vm, i, error);
+	return r;
+}

@@ -1,0 +1,198 @@
+/* SPDX-License-Identifier: MIT */
+#include <errno.h>
+#include <stdio.h>
+#include "common/version.h"
+#include "vmm/monitor.h"
+#include "vmm/vcpu.h"
+#include "vmm/virtio.h"
+
+static int cmd_stop(struct monitor_call *c)
+{
+	return vm_pause(c->vm) < 0 ? monitor_fail(c, "the VM does not run") : 0;
+}
+
+static int cmd_cont(struct monitor_call *c)
+{
+	return vm_resume(c->vm) < 0 ? monitor_fail(c, "the VM has ended") : 0;
+}
+
+static int cmd_quit(struct monitor_call *c)
+{
+	vm_end(c->vm, VM_END_POWEROFF, "host-qmp-quit");
+	return 0;
+}
+
+static int cmd_system_powerdown(struct monitor_call *c)
+{
+	pm_power_button(&c->vm->pm);
+	monitor_event(c->vm->monitor, "POWERDOWN", NULL);
+	return 0;
+}
+
+static int cmd_system_reset(struct monitor_call *c)
+{
+	vm_end(c->vm, VM_END_REBOOT, "host-qmp-system-reset");
+	return 0;
+}
+
+static const char *status_name(const struct vm *vm)
+{
+	static const char *const names[] = {
+		[VM_PRELAUNCH] = "prelaunch",
+		[VM_RUNNING] = "running",
+		[VM_PAUSED] = "paused",
+		[VM_ENDED] = "shutdown",
+	};
+
+	return names[vm->state];
+}
+
+static int cmd_query_status(struct monitor_call *c)
+{
+	c->ret = json_pack("{s:b,s:b,s:s}", "running", c->vm->state == VM_RUNNING, "singlestep", 0,
+			   "status", status_name(c->vm));
+	return 0;
+}
+
+static int cmd_query_version(struct monitor_call *c)
+{
+	c->ret = json_pack("{s:{s:i,s:i,s:i},s:s}", "qemu", "major", 0, "minor", 1, "micro", 0,
+			   "package", "ballast-vmm " BALLAST_VERSION);
+	return 0;
+}
+
+static int cmd_query_commands(struct monitor_call *c)
+{
+	c->ret = json_array();
+	json_array_append_new(c->ret, json_pack("{s:s}", "name", "qmp_capabilities"));
+	for (const struct monitor_command *cmd = monitor_commands; cmd->name; cmd++)
+		json_array_append_new(c->ret, json_pack("{s:s}", "name", cmd->name));
+	return 0;
+}
+
+static int cmd_query_name(struct monitor_call *c)
+{
+	/* A name from the command line need not be UTF-8; then there is none here. */
+	json_t *name = json_string(c->vm->name);
+
+	c->ret = json_object();
+	if (name)
+		json_object_set_new(c->ret, "name", name);
+	return 0;
+}
+
+static int cmd_query_uuid(struct monitor_call *c)
+{
+	c->ret = json_pack("{s:s}", "UUID",
+			   c->vm->cfg->uuid ? c->vm->cfg->uuid
+					    : "00000000-0000-0000-0000-000000000000");
+	return 0;
+}
+
+static int cmd_query_kvm(struct monitor_call *c)
+{
+	c->ret = json_pack("{s:b,s:b}", "enabled", 1, "present", 1);
+	return 0;
+}
+
+static int cmd_query_memory(struct monitor_call *c)
+{
+	c->ret = json_pack("{s:I,s:I}", "base-memory", (json_int_t)c->vm->mem.ram_bytes,
+			   "plugged-memory", (json_int_t)0);
+	return 0;
+}
+
+/* There is no migration; QEMU answers so while there was none. */
+static int cmd_query_migrate(struct monitor_call *c)
+{
+	return 0;
+}
+
+/* The names of KVM's exit reasons that can happen with an interrupt controller in the kernel. */
+static const char *const exit_names[VM_EXIT_REASONS] = {
+	[KVM_EXIT_UNKNOWN] = "unknown",
+	[KVM_EXIT_IO] = "io",
+	[KVM_EXIT_HLT] = "halt",
+	[KVM_EXIT_MMIO] = "mmio",
+	[KVM_EXIT_SHUTDOWN] = "shutdown",
+	[KVM_EXIT_FAIL_ENTRY] = "fail-entry",
+	[KVM_EXIT_INTR] = "signal",
+	[KVM_EXIT_INTERNAL_ERROR] = "internal-error",
+	[KVM_EXIT_SYSTEM_EVENT] = "system-event",
+};
+
+static json_t *exits_of(const struct vm *vm)
+{
+	json_t *exits = json_object();
+
+	for (u32 reason = 0; reason < VM_EXIT_REASONS; reason++) {
+		char number[16];
+		u64 nr = 0;
+
+		for (u32 i = 0; i < vm->nr_vcpus; i++)
+			nr += vm->vcpus[i]->exits[reason];
+		if (nr == 0)
+			continue;
+		snprintf(number, sizeof(number), "reason-%u", reason);
+		json_object_set_new(exits, exit_names[reason] ? exit_names[reason] : number,
+				    json_integer((json_int_t)nr));
+	}
+	return exits;
+}
+
+static json_t *agent_of(const struct vm *vm)
+{
+	struct bh_stats s;
+
+	if (!vm->mem.agent)
+		return json_null();
+	bh_stats(vm->mem.agent, &s);
+	return json_pack("{s:b,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "connected", s.connected,
+			 "merged-pages", (json_int_t)s.merged_pages, "zeroed-pages",
+			 (json_int_t)s.zeroed_pages, "unmerged-pages", (json_int_t)s.unmerged_pages,
+			 "moved-back-pages", (json_int_t)s.moved_back_pages, "pinned-pages",
+			 (json_int_t)s.pinned_pages, "failed-pages", (json_int_t)s.failed_pages,
+			 "wait-faults", (json_int_t)s.wait_faults, "fill-faults",
+			 (json_int_t)s.fill_faults, "cpu-us", (json_int_t)s.cpu_us);
+}
+
+static json_t *devices_of(const struct vm *vm)
+{
+	json_t *devices = json_array();
+
+	for (u32 i = 0; i < vm->nr_devices; i++) {
+		const struct virtio_device *d = vm->devices[i];
+
+		json_array_append_new(devices,
+				      json_pack("{s:i,s:s,s:i,s:I,s:I}", "index", (int)d->index,
+						"type", d->ops->name, "status", (int)d->status,
+						"kicks", (json_int_t)d->kicks, "interrupts",
+						(json_int_t)d->interrupts));
+	}
+	return devices;
+}
+
+static int cmd_stats(struct monitor_call *c)
+{
+	c->ret = json_pack("{s:o,s:o,s:o,s:I}", "exits", exits_of(c->vm), "agent", agent_of(c->vm),
+			   "devices", devices_of(c->vm), "resets", (json_int_t)c->vm->nr_resets);
+	return c->ret ? 0 : monitor_fail(c, "out of memory");
+}
+
+const struct monitor_command monitor_commands[] = {
+	{ "cont", cmd_cont },
+	{ "query-commands", cmd_query_commands },
+	{ "query-kvm", cmd_query_kvm },
+	{ "query-memory-size-summary", cmd_query_memory },
+	{ "query-migrate", cmd_query_migrate },
+	{ "query-name", cmd_query_name },
+	{ "query-status", cmd_query_status },
+	{ "query-uuid", cmd_query_uuid },
+	{ "query-version", cmd_query_version },
+	{ "quit", cmd_quit },
+	{ "stop", cmd_stop },
+	{ "system_powerdown", cmd_system_powerdown },
+	{ "system_reset", cmd_system_reset },
+	{ "x-ballast-stats", cmd_stats },
+	{ NULL, NULL },
+};
