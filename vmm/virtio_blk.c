@@ -157,6 +157,7 @@ static bool follow(struct virtio_blk *b, bool *ret_run)
 	}
 	if (b->want == BLK_RUN && b->state != BLK_RUN) {
 		b->state = BLK_RUN;
+		pthread_cond_broadcast(&b->changed);
 		b->kicked = true; /* whatever came meanwhile */
 	}
 	want = b->want;
