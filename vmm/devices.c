@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 #include "vmm/devices.h"
+#include "vmm/sandbox.h"
 #include "vmm/virtio_blk.h"
 
 /* Owns @d: plugs it in, or frees it. */
@@ -18,36 +19,59 @@ static int plug(struct vm *vm, struct virtio_device *d, char *error)
 	return r;
 }
 
-static int add_disk(struct vm *vm, u32 index, char *error)
+static int open_disk(struct vm *vm, u32 index, struct blk_image **ret, char *error)
 {
 	const struct disk_config *disk = &vm->cfg->disks[index];
 	struct blk_image_config cfg = { .path = disk->path,
 					.overlay = disk->overlay,
 					.readonly = disk->readonly,
 					.direct = disk->direct };
-	struct virtio_device *d;
-	struct blk_image *img;
-	char serial[24];
-	int r = blk_image_open(&cfg, &img, error);
 
-	if (r < 0)
-		return r;
+	return blk_image_open(&cfg, ret, error);
+}
+
+static int add_disk(struct vm *vm, u32 index, struct blk_image *img, char *error)
+{
+	struct virtio_device *d;
+	char serial[24];
+	int r;
+
 	snprintf(serial, sizeof(serial), "ballast-%u", index);
 	r = virtio_blk_new(vm, img, serial, &d);
 	if (r < 0) {
-		snprintf(error, VM_ERROR_MAX, "cannot start disk %s: io_uring: %s", disk->path,
-			 strerror(-r));
+		snprintf(error, VM_ERROR_MAX, "cannot start disk %s: io_uring: %s",
+			 vm->cfg->disks[index].path, strerror(-r));
 		return r;
 	}
 	return plug(vm, d, error);
 }
 
-int devices_add(struct vm *vm, char error[VM_ERROR_MAX])
+/* A disk has a thread, which is to start without privileges: all images are opened before. */
+static int add_disks(struct vm *vm, char *error)
 {
+	struct blk_image *images[VM_DISKS_MAX] = { 0 };
+	u32 nr = vm->cfg->nr_disks, i;
 	int r = 0;
 
-	_Static_assert(VM_ERROR_MAX >= BLK_IMAGE_ERROR_MAX, "one buffer for both");
-	for (u32 i = 0; i < vm->cfg->nr_disks && r == 0; i++)
-		r = add_disk(vm, i, error);
+	for (i = 0; i < nr && r == 0; i++)
+		r = open_disk(vm, i, &images[i], error);
+	if (r == 0 && !vm->cfg->no_sandbox) {
+		r = sandbox_drop_privileges();
+		if (r < 0)
+			snprintf(error, VM_ERROR_MAX, "cannot give up privileges: %s",
+				 strerror(-r));
+	}
+	for (i = 0; i < nr && r == 0; i++) {
+		r = add_disk(vm, i, images[i], error);
+		images[i] = NULL;
+	}
+	for (i = 0; i < nr; i++)
+		blk_image_close(images[i]);
 	return r;
+}
+
+int devices_add(struct vm *vm, char error[VM_ERROR_MAX])
+{
+	_Static_assert(VM_ERROR_MAX >= BLK_IMAGE_ERROR_MAX, "one buffer for both");
+	return add_disks(vm, error);
 }
