@@ -3,6 +3,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include "vmm/console.h"
+#include "vmm/snapshot.h"
 #include "vmm/vm.h"
 
 /* A crash of ours must not leave the terminal raw. */
@@ -41,7 +42,9 @@ int main(int argc, char **argv)
 		break;
 	}
 	catch_fatal();
-	if (vm_new(&cfg, &vm, &end, error) < 0) {
+	end = VM_END_FAILED;
+	if ((cfg.restore && snapshot_complete_config(cfg.restore, &cfg, error) < 0) ||
+	    vm_new(&cfg, &vm, &end, error) < 0) {
 		fprintf(stderr, "ballast-vmm: %s\n", error);
 	} else {
 		end = vm_run(vm);

@@ -77,6 +77,18 @@ void memory_free(struct guest_memory *m)
 	m->nr_slots = 0;
 }
 
+int memory_map_file(struct guest_memory *m, u32 slot, int fd, u64 offset)
+{
+	const struct memory_slot *s = &m->slots[slot];
+
+	if (mmap(s->hva, s->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE,
+		 fd, (off_t)offset) == MAP_FAILED)
+		return -errno;
+	advise(s->hva, s->bytes);
+	m->restored = true;
+	return 0;
+}
+
 static const struct memory_slot *find_slot(const struct guest_memory *m, u64 gpa, u64 bytes)
 {
 	for (u32 i = 0; i < m->nr_slots; i++) {
@@ -144,7 +156,7 @@ int memory_attach(struct guest_memory *m, const struct bh_config *cfg, const cha
 		const struct memory_slot *s = &m->slots[i];
 
 		r = bh_region_add(a, s->hva, s->bytes, s->gpa, s->name);
-		if (r == 0 && !m->restored) {
+		if (r == 0) {
 			bh_region_advise(a, s->hva, s->bytes, MADV_HUGEPAGE);
 			bh_region_advise(a, s->hva, s->bytes, MADV_DONTDUMP);
 			bh_region_advise(a, s->hva, s->bytes, MADV_DONTFORK);

@@ -43,6 +43,10 @@ struct guest_memory {
 int memory_init(struct guest_memory *m, u64 ram_bytes, u64 hotplug_bytes);
 void memory_free(struct guest_memory *m);
 
+/* Shows @fd from @offset on in slot @slot, privately: for a snapshot, before there is an agent's
+ * region or a pointer into it. */
+int memory_map_file(struct guest_memory *m, u32 slot, int fd, u64 offset);
+
 /* The pointer to [gpa, gpa + bytes), or NULL when that is not RAM, whole, in one slot. @bytes > 0.
  */
 void *memory_at(const struct guest_memory *m, u64 gpa, u64 bytes);

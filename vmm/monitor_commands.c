@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include "common/version.h"
 #include "vmm/monitor.h"
+#include "vmm/snapshot.h"
 #include "vmm/vcpu.h"
 #include "vmm/virtio.h"
 
@@ -179,6 +180,24 @@ static int cmd_stats(struct monitor_call *c)
 	return c->ret ? 0 : monitor_fail(c, "out of memory");
 }
 
+/* {"directory": path of a folder that is made} */
+static int cmd_snapshot_save(struct monitor_call *c)
+{
+	const char *dir = json_string_value(json_object_get(c->args, "directory"));
+	bool runs = c->vm->state == VM_RUNNING;
+	char error[VM_ERROR_MAX];
+	int r;
+
+	if (!dir || dir[0] != '/')
+		return monitor_fail(c, "\"directory\" must be an absolute path");
+	if (vm_pause(c->vm) < 0)
+		return monitor_fail(c, "the VM has ended");
+	r = snapshot_save(c->vm, dir, error);
+	if (runs)
+		vm_resume(c->vm);
+	return r < 0 ? monitor_fail(c, "%s", error) : 0;
+}
+
 const struct monitor_command monitor_commands[] = {
 	{ "cont", cmd_cont },
 	{ "query-commands", cmd_query_commands },
@@ -193,6 +212,7 @@ const struct monitor_command monitor_commands[] = {
 	{ "stop", cmd_stop },
 	{ "system_powerdown", cmd_system_powerdown },
 	{ "system_reset", cmd_system_reset },
+	{ "x-ballast-snapshot-save", cmd_snapshot_save },
 	{ "x-ballast-stats", cmd_stats },
 	{ NULL, NULL },
 };

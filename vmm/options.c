@@ -28,7 +28,9 @@ static const char usage[] =
 	"  --kernel IMAGE        a bzImage, or a vmlinux with a PVH entry point\n"
 	"  --initrd FILE\n"
 	"  --cmdline TEXT        default: console=ttyS0\n"
-	"  --restore DIR         instead of a kernel: a snapshot, as snapshot-save wrote it\n"
+	"  --restore DIR         go on from a snapshot (x-ballast-snapshot-save on the control\n"
+	"                        socket); --kernel is then what a reboot starts. Give devices as they\n"
+	"                        were; memory and processors are the snapshot's\n"
 	"\n"
 	"the machine\n"
 	"  --memory SIZE         RAM, a multiple of 2M; default 256M\n"
@@ -354,9 +356,10 @@ static int set_defaults(const struct parser *p)
 	snprintf(name, sizeof(name), "ballast-%d", (int)getpid());
 	if (r == 0 && !c->name)
 		r = set_string(p, &c->name, name);
-	if (!c->memory_bytes)
+	/* A snapshot has its own. */
+	if (!c->memory_bytes && !c->restore)
 		c->memory_bytes = MEMORY_DEFAULT;
-	if (!c->cpus)
+	if (!c->cpus && !c->restore)
 		c->cpus = 1;
 	return r;
 }
@@ -367,8 +370,6 @@ static int check_whole(const struct parser *p)
 
 	if (!c->kernel && !c->restore)
 		return wrong(p, "nothing to run: give --kernel IMAGE or --restore DIR");
-	if (c->kernel && c->restore)
-		return wrong(p, "--kernel and --restore exclude each other");
 	if (c->initrd && !c->kernel)
 		return wrong(p, "--initrd needs --kernel");
 	if (c->paused && !c->qmp)

@@ -16,6 +16,7 @@
 #include "vmm/devices.h"
 #include "vmm/machine.h"
 #include "vmm/monitor.h"
+#include "vmm/snapshot.h"
 #include "vmm/vcpu.h"
 #include "vmm/virtio.h"
 
@@ -246,6 +247,7 @@ static int create_memory(struct vm *vm, char *error)
 	struct bh_config bh = { .socket_path = cfg->agent_socket,
 				.name = vm->name,
 				.uuid = cfg->uuid,
+				.pins_exactly = true,
 				.log = agent_log,
 				.log_arg = vm };
 	const char *why = NULL;
@@ -372,6 +374,22 @@ static int load_guest(struct vm *vm, char *error)
 	return 0;
 }
 
+/* The guest goes on from a snapshot. It was told of another generation: this one is news. */
+static int restore_guest(struct vm *vm, char *error)
+{
+	int r = snapshot_load(vm, vm->cfg->restore, error);
+
+	if (r < 0)
+		return r;
+	r = new_generation(vm);
+	if (r < 0)
+		return fail(error, r, "no random numbers: %s", strerror(-r));
+	pm_gpe(&vm->pm, PM_GPE_VMGENID);
+	/* Like a VM that was paused: its devices wait for vm_resume(). */
+	vm->state = VM_PAUSED;
+	return 0;
+}
+
 static int open_image(const char *path, const char *what, int *ret, char *error)
 {
 	*ret = open(path, O_RDONLY | O_CLOEXEC);
@@ -440,6 +458,8 @@ static int on_wake(sd_event_source *s, int fd, uint32_t events, void *arg)
 		vm_log(vm, "%s", error);
 		vm->end = VM_END_FAILED;
 	}
+	if (vm->end == VM_END_REBOOT && !vm->cfg->no_reboot && vm->kernel_fd < 0)
+		vm_log(vm, "the guest reboots, and there is no --kernel to start");
 	stop_vcpus(vm, true);
 	vm->state = VM_ENDED;
 	monitor_event(vm->monitor, "SHUTDOWN", end_data(vm));
@@ -498,7 +518,7 @@ static int build(struct vm *vm, char *error)
 	r = machine_reset_state(vm, &vm->reset_state);
 	if (r < 0)
 		return fail(error, r, "cannot read the machine's state: %s", strerror(-r));
-	r = load_guest(vm, error);
+	r = vm->cfg->restore ? restore_guest(vm, error) : load_guest(vm, error);
 	if (r == 0 && vm->cfg->qmp) {
 		r = monitor_new(vm, vm->cfg->qmp, &vm->monitor);
 		if (r < 0)
