@@ -4,7 +4,9 @@
 #include <string.h>
 #include "vmm/devices.h"
 #include "vmm/sandbox.h"
+#include "vmm/virtio_balloon.h"
 #include "vmm/virtio_blk.h"
+#include "vmm/virtio_rng.h"
 
 /* Owns @d: plugs it in, or frees it. */
 static int plug(struct vm *vm, struct virtio_device *d, char *error)
@@ -17,6 +19,19 @@ static int plug(struct vm *vm, struct virtio_device *d, char *error)
 		virtio_free(d);
 	}
 	return r;
+}
+
+static int add(struct vm *vm, int (*new)(struct vm *vm, struct virtio_device **ret),
+	       const char *name, char *error)
+{
+	struct virtio_device *d;
+	int r = new (vm, &d);
+
+	if (r < 0) {
+		snprintf(error, VM_ERROR_MAX, "cannot make the %s device: %s", name, strerror(-r));
+		return r;
+	}
+	return plug(vm, d, error);
 }
 
 static int open_disk(struct vm *vm, u32 index, struct blk_image **ret, char *error)
@@ -72,6 +87,14 @@ static int add_disks(struct vm *vm, char *error)
 
 int devices_add(struct vm *vm, char error[VM_ERROR_MAX])
 {
+	int r = 0;
+
 	_Static_assert(VM_ERROR_MAX >= BLK_IMAGE_ERROR_MAX, "one buffer for both");
-	return add_disks(vm, error);
+	if (vm->cfg->balloon)
+		r = add(vm, virtio_balloon_new, "balloon", error);
+	if (r == 0 && vm->cfg->rng)
+		r = add(vm, virtio_rng_new, "entropy", error);
+	if (r == 0)
+		r = add_disks(vm, error);
+	return r;
 }
