@@ -3,7 +3,10 @@
 #include <stdio.h>
 #include <string.h>
 #include "vmm/devices.h"
+#include "vmm/virtio_balloon.h"
 #include "vmm/virtio_blk.h"
+#include "vmm/virtio_mem.h"
+#include "vmm/virtio_rng.h"
 
 /* Owns @d: plugs it in, or frees it. */
 static int plug(struct vm *vm, struct virtio_device *d, char *error)
@@ -42,6 +45,20 @@ static int add_disk(struct vm *vm, u32 index, char *error)
 	return plug(vm, d, error);
 }
 
+/* Devices that need nothing but the machine. */
+static int add_simple(struct vm *vm, const char *what,
+		      int (*make)(struct vm *vm, struct virtio_device **ret), char *error)
+{
+	struct virtio_device *d;
+	int r = make(vm, &d);
+
+	if (r < 0) {
+		snprintf(error, VM_ERROR_MAX, "cannot make the %s device: %s", what, strerror(-r));
+		return r;
+	}
+	return plug(vm, d, error);
+}
+
 int devices_add(struct vm *vm, char error[VM_ERROR_MAX])
 {
 	int r = 0;
@@ -49,5 +66,11 @@ int devices_add(struct vm *vm, char error[VM_ERROR_MAX])
 	_Static_assert(VM_ERROR_MAX >= BLK_IMAGE_ERROR_MAX, "one buffer for both");
 	for (u32 i = 0; i < vm->cfg->nr_disks && r == 0; i++)
 		r = add_disk(vm, i, error);
+	if (r == 0 && vm->cfg->balloon)
+		r = add_simple(vm, "balloon", virtio_balloon_new, error);
+	if (r == 0 && vm->cfg->rng)
+		r = add_simple(vm, "rng", virtio_rng_new, error);
+	if (r == 0 && vm->cfg->hotplug_bytes)
+		r = add_simple(vm, "mem", virtio_mem_new, error);
 	return r;
 }
