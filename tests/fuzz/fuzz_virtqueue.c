@@ -111,7 +111,7 @@ int LLVMFuzzerTestOneInput(const u8 *data, size_t size)
 	q.avail_gpa = AVAIL;
 	q.used_gpa = USED;
 	MUST(virtqueue_enable(&q) == 0);
-	q.last_avail = q.used_idx = q.signalled = avail->idx = (u16)input_u32(&in);
+	q.last_avail = q.seen_avail = q.used_idx = q.signalled = avail->idx = (u16)input_u32(&in);
 
 	while (input_left(&in) && steps++ < STEPS_MAX) {
 		bool was_broken = q.broken;
