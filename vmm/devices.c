@@ -4,6 +4,7 @@
 #include <string.h>
 #include <xxhash.h>
 #include "vmm/devices.h"
+#include "vmm/sandbox.h"
 #include "vmm/virtio_balloon.h"
 #include "vmm/virtio_blk.h"
 #include "vmm/virtio_mem.h"
@@ -23,25 +24,42 @@ static int plug(struct vm *vm, struct virtio_device *d, char *error)
 	return r;
 }
 
-static int add_disk(struct vm *vm, u32 index, char *error)
+/* A device that needs nothing but the machine. */
+static int add(struct vm *vm, int (*new)(struct vm *vm, struct virtio_device **ret),
+	       const char *name, char *error)
+{
+	struct virtio_device *d;
+	int r = new (vm, &d);
+
+	if (r < 0) {
+		snprintf(error, VM_ERROR_MAX, "cannot make the %s device: %s", name, strerror(-r));
+		return r;
+	}
+	return plug(vm, d, error);
+}
+
+static int open_disk(struct vm *vm, u32 index, struct blk_image **ret, char *error)
 {
 	const struct disk_config *disk = &vm->cfg->disks[index];
 	struct blk_image_config cfg = { .path = disk->path,
 					.overlay = disk->overlay,
 					.readonly = disk->readonly,
 					.direct = disk->direct };
-	struct virtio_device *d;
-	struct blk_image *img;
-	char serial[24];
-	int r = blk_image_open(&cfg, &img, error);
 
-	if (r < 0)
-		return r;
+	return blk_image_open(&cfg, ret, error);
+}
+
+static int add_disk(struct vm *vm, u32 index, struct blk_image *img, char *error)
+{
+	struct virtio_device *d;
+	char serial[24];
+	int r;
+
 	snprintf(serial, sizeof(serial), "ballast-%u", index);
 	r = virtio_blk_new(vm, img, serial, &d);
 	if (r < 0) {
-		snprintf(error, VM_ERROR_MAX, "cannot start disk %s: io_uring: %s", disk->path,
-			 strerror(-r));
+		snprintf(error, VM_ERROR_MAX, "cannot start disk %s: io_uring: %s",
+			 vm->cfg->disks[index].path, strerror(-r));
 		return r;
 	}
 	return plug(vm, d, error);
@@ -97,18 +115,28 @@ static int add_net(struct vm *vm, u32 index, char *error)
 	return plug(vm, d, error);
 }
 
-/* Devices that need nothing but the machine. */
-static int add_simple(struct vm *vm, const char *what,
-		      int (*make)(struct vm *vm, struct virtio_device **ret), char *error)
+/* A disk has a thread, which is to start without privileges: all images are opened before. */
+static int add_disks(struct vm *vm, char *error)
 {
-	struct virtio_device *d;
-	int r = make(vm, &d);
+	struct blk_image *images[VM_DISKS_MAX] = { 0 };
+	u32 nr = vm->cfg->nr_disks, i;
+	int r = 0;
 
-	if (r < 0) {
-		snprintf(error, VM_ERROR_MAX, "cannot make the %s device: %s", what, strerror(-r));
-		return r;
+	for (i = 0; i < nr && r == 0; i++)
+		r = open_disk(vm, i, &images[i], error);
+	if (r == 0 && !vm->cfg->no_sandbox) {
+		r = sandbox_drop_privileges();
+		if (r < 0)
+			snprintf(error, VM_ERROR_MAX, "cannot give up privileges: %s",
+				 strerror(-r));
 	}
-	return plug(vm, d, error);
+	for (i = 0; i < nr && r == 0; i++) {
+		r = add_disk(vm, i, images[i], error);
+		images[i] = NULL;
+	}
+	for (i = 0; i < nr; i++)
+		blk_image_close(images[i]);
+	return r;
 }
 
 int devices_add(struct vm *vm, char error[VM_ERROR_MAX])
@@ -116,15 +144,16 @@ int devices_add(struct vm *vm, char error[VM_ERROR_MAX])
 	int r = 0;
 
 	_Static_assert(VM_ERROR_MAX >= BLK_IMAGE_ERROR_MAX, "one buffer for both");
-	for (u32 i = 0; i < vm->cfg->nr_disks && r == 0; i++)
-		r = add_disk(vm, i, error);
+	if (vm->cfg->balloon)
+		r = add(vm, virtio_balloon_new, "balloon", error);
+	if (r == 0 && vm->cfg->rng)
+		r = add(vm, virtio_rng_new, "entropy", error);
+	if (r == 0 && vm->cfg->hotplug_bytes)
+		r = add(vm, virtio_mem_new, "hotplug", error);
 	for (u32 i = 0; i < vm->cfg->nr_nets && r == 0; i++)
 		r = add_net(vm, i, error);
-	if (r == 0 && vm->cfg->balloon)
-		r = add_simple(vm, "balloon", virtio_balloon_new, error);
-	if (r == 0 && vm->cfg->rng)
-		r = add_simple(vm, "rng", virtio_rng_new, error);
-	if (r == 0 && vm->cfg->hotplug_bytes)
-		r = add_simple(vm, "mem", virtio_mem_new, error);
+	/* Last: gives up the privileges that others need. */
+	if (r == 0)
+		r = add_disks(vm, error);
 	return r;
 }

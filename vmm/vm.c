@@ -16,6 +16,7 @@
 #include "vmm/devices.h"
 #include "vmm/machine.h"
 #include "vmm/monitor.h"
+#include "vmm/sandbox.h"
 #include "vmm/snapshot.h"
 #include "vmm/vcpu.h"
 #include "vmm/virtio.h"
@@ -528,6 +529,11 @@ static int build(struct vm *vm, char *error)
 		r = vcpu_start(vm->vcpus[i]);
 		if (r < 0)
 			fail(error, r, "cannot start the vCPUs: %s", strerror(-r));
+	}
+	if (r == 0 && !vm->cfg->no_sandbox) {
+		r = sandbox_lock();
+		if (r < 0)
+			fail(error, r, "cannot install the seccomp filter: %s", strerror(-r));
 	}
 	return r;
 }
