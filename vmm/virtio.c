@@ -264,7 +264,7 @@ static int load_queue(struct virtqueue *q, const struct queue_state *s)
 	q->avail_gpa = s->avail_gpa;
 	q->used_gpa = s->used_gpa;
 	q->size = s->size;
-	q->last_avail = s->last_avail;
+	q->last_avail = q->seen_avail = s->last_avail;
 	q->used_idx = s->used_idx;
 	q->signalled = s->signalled;
 	if (s->ready && virtqueue_enable(q) < 0)

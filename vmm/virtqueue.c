@@ -196,7 +196,8 @@ int virtqueue_pop(struct virtqueue *q, struct virtqueue_request *ret)
 	if (!q->ready)
 		return 0;
 	/* Pairs with the driver's write barrier: what it wrote before the index is seen. */
-	waiting = (u16)(__atomic_load_n(&q->avail->idx, __ATOMIC_ACQUIRE) - q->last_avail);
+	q->seen_avail = __atomic_load_n(&q->avail->idx, __ATOMIC_ACQUIRE);
+	waiting = (u16)(q->seen_avail - q->last_avail);
 	if (!waiting)
 		return 0;
 	if (waiting > q->size)
@@ -269,12 +270,12 @@ bool virtqueue_kicks_on(struct virtqueue *q)
 	if (!q->ready || q->broken)
 		return false;
 	if (q->event_idx)
-		STORE(avail_event(q), q->last_avail);
+		STORE(avail_event(q), q->seen_avail);
 	else
 		STORE(&q->used->flags, 0);
 	/* The driver sees that before we look for what came while kicks were off. */
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	return LOAD(&q->avail->idx) != q->last_avail;
+	return LOAD(&q->avail->idx) != q->seen_avail;
 }
 
 u32 virtqueue_slice(const struct iovec *src, u32 nr, u64 offset, u64 bytes, struct iovec *dst)

@@ -42,8 +42,9 @@ struct virtqueue {
 	struct vring_avail *avail;
 	struct vring_used *used;
 
-	/* Ours. All three count without end, modulo 2^16. */
+	/* Ours. They count without end, modulo 2^16. */
 	u16 last_avail; /* next to take */
+	u16 seen_avail; /* the driver's index when we last asked for a request */
 	u16 used_idx;	/* next to give back; as the guest sees it once published */
 	u16 signalled;	/* used_idx at the last interrupt (EVENT_IDX) */
 	const char *why_broken;
@@ -84,7 +85,9 @@ void virtqueue_publish(struct virtqueue *q, u16 n);
 /* After pushes: does the driver want an interrupt? (EVENT_IDX, or VRING_AVAIL_F_NO_INTERRUPT) */
 bool virtqueue_wants_interrupt(struct virtqueue *q);
 
-/* Turn kicks off while the queue is worked on, and on again: true if more came meanwhile. */
+/* Turn kicks off while the queue is worked on, and on again: true if more came since
+ * virtqueue_pop() was last called. So what was there then, and was put back, is waited for to grow.
+ */
 void virtqueue_kicks_off(struct virtqueue *q);
 bool virtqueue_kicks_on(struct virtqueue *q);
 

@@ -100,7 +100,7 @@ Test(virtqueue, takes_a_chain_and_gives_it_back)
 Test(virtqueue, indices_wrap)
 {
 	set(&desc[2], DATA, 16, 0, 0);
-	avail->idx = q.last_avail = q.used_idx = q.signalled = 65530;
+	avail->idx = q.last_avail = q.seen_avail = q.used_idx = q.signalled = 65530;
 	used->idx = 65530;
 	for (u32 i = 0; i < 20; i++) {
 		offer(2);
@@ -397,6 +397,25 @@ Test(virtqueue, kicks_by_event_index)
 	cr_assert(!virtqueue_kicks_on(&q));
 	cr_assert_eq(*event, 1);
 	cr_assert_eq(used->flags, 0);
+}
+
+/* Two buffers that are too few are put back; a third must be told of. */
+Test(virtqueue, kick_for_one_more)
+{
+	u16 *event = (u16 *)&used->ring[SIZE];
+
+	q.event_idx = true;
+	set(&desc[0], DATA, 16, VRING_DESC_F_WRITE, 0);
+	offer(0);
+	offer(0);
+	for (u32 i = 0; i < 2; i++)
+		cr_assert_eq(virtqueue_pop(&q, &req), 1);
+	cr_assert_eq(virtqueue_pop(&q, &req), 0);
+	virtqueue_unpop(&q, 2);
+	cr_assert(!virtqueue_kicks_on(&q));
+	cr_assert(vring_need_event(*event, 3, 2));
+	offer(0);
+	cr_assert(virtqueue_kicks_on(&q));
 }
 
 Test(virtqueue, several_appear_at_once)
