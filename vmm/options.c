@@ -28,6 +28,7 @@ static const char usage[] =
 	"  --kernel IMAGE        a bzImage, or a vmlinux with a PVH entry point\n"
 	"  --initrd FILE\n"
 	"  --cmdline TEXT        default: console=ttyS0\n"
+	"  --flat IMAGE          instead of a kernel: raw code that runs in user mode (vmm/boot.h)\n"
 	"  --restore DIR         go on from a snapshot (x-ballast-snapshot-save on the control\n"
 	"                        socket); --kernel is then what a reboot starts. Give devices as they\n"
 	"                        were; memory and processors are the snapshot's\n"
@@ -124,6 +125,11 @@ static int opt_initrd(const struct parser *p, const char *value)
 static int opt_cmdline(const struct parser *p, const char *value)
 {
 	return set_string(p, &p->c->cmdline, value);
+}
+
+static int opt_flat(const struct parser *p, const char *value)
+{
+	return set_string(p, &p->c->flat, value);
 }
 
 static int opt_restore(const struct parser *p, const char *value)
@@ -320,6 +326,7 @@ static const struct option_row {
 	{ "kernel", opt_kernel, 0 },
 	{ "initrd", opt_initrd, 0 },
 	{ "cmdline", opt_cmdline, 0 },
+	{ "flat", opt_flat, 0 },
 	{ "restore", opt_restore, 0 },
 	{ "memory", opt_memory, 0 },
 	{ "hotplug", opt_hotplug, 0 },
@@ -368,8 +375,10 @@ static int check_whole(const struct parser *p)
 {
 	const struct vm_config *c = p->c;
 
-	if (!c->kernel && !c->restore)
+	if (!c->kernel && !c->flat && !c->restore)
 		return wrong(p, "nothing to run: give --kernel IMAGE or --restore DIR");
+	if (c->kernel && c->flat)
+		return wrong(p, "--kernel and --flat exclude each other");
 	if (c->initrd && !c->kernel)
 		return wrong(p, "--initrd needs --kernel");
 	if (c->paused && !c->qmp)
@@ -439,6 +448,7 @@ void vm_config_free(struct vm_config *c)
 	free(c->kernel);
 	free(c->initrd);
 	free(c->cmdline);
+	free(c->flat);
 	free(c->restore);
 	free(c->name);
 	free(c->uuid);
