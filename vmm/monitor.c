@@ -165,7 +165,7 @@ static void run_command(struct client *c, const struct monitor_command *cmd, con
 
 	if (cmd->run(&call) < 0) {
 		json_decref(call.ret);
-		say_error(c, "GenericError", call.error, id);
+		say_error(c, call.class ? call.class : "GenericError", call.error, id);
 		return;
 	}
 	msg = json_object();

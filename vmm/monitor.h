@@ -35,6 +35,7 @@ struct monitor_call {
 	struct vm *vm;
 	const json_t *args; /* an object, or NULL */
 	json_t *ret;	    /* the result; NULL: an empty object */
+	const char *class;  /* of the error, in QEMU's words; NULL: "GenericError" */
 	char error[160];
 };
 
@@ -50,5 +51,14 @@ extern const struct monitor_command monitor_commands[];
 /* For commands: write .error and return -EINVAL. */
 int monitor_fail(struct monitor_call *c, const char *fmt, ...)
 	__attribute__((format(printf, 2, 3)));
+
+/* monitor_qom.c: the balloon, and of QEMU's object tree the branch that leads to it. */
+int monitor_query_balloon(struct monitor_call *c);
+int monitor_balloon(struct monitor_call *c);
+int monitor_qom_list(struct monitor_call *c);
+int monitor_qom_get(struct monitor_call *c);
+int monitor_qom_set(struct monitor_call *c);
+/* Events of the balloon, if there is one. */
+int monitor_watch_balloon(struct vm *vm);
 
 #endif

@@ -199,7 +199,12 @@ static int cmd_snapshot_save(struct monitor_call *c)
 }
 
 const struct monitor_command monitor_commands[] = {
+	{ "balloon", monitor_balloon },
 	{ "cont", cmd_cont },
+	{ "qom-get", monitor_qom_get },
+	{ "qom-list", monitor_qom_list },
+	{ "qom-set", monitor_qom_set },
+	{ "query-balloon", monitor_query_balloon },
 	{ "query-commands", cmd_query_commands },
 	{ "query-kvm", cmd_query_kvm },
 	{ "query-memory-size-summary", cmd_query_memory },

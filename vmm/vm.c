@@ -521,7 +521,9 @@ static int build(struct vm *vm, char *error)
 		return fail(error, r, "cannot read the machine's state: %s", strerror(-r));
 	r = vm->cfg->restore ? restore_guest(vm, error) : load_guest(vm, error);
 	if (r == 0 && vm->cfg->qmp) {
-		r = monitor_new(vm, vm->cfg->qmp, &vm->monitor);
+		r = monitor_watch_balloon(vm);
+		if (r == 0)
+			r = monitor_new(vm, vm->cfg->qmp, &vm->monitor);
 		if (r < 0)
 			fail(error, r, "cannot listen on --qmp %s: %s", vm->cfg->qmp, strerror(-r));
 	}
@@ -599,6 +601,7 @@ void vm_free(struct vm *vm)
 	for (u32 i = 0; i < vm->nr_devices; i++)
 		virtio_free(vm->devices[i]);
 	monitor_free(vm->monitor);
+	sd_event_source_disable_unref(vm->balloon_timer);
 	console_free(vm->console);
 	free(vm->backends);
 	free(vm->reset_state);

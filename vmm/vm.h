@@ -77,7 +77,9 @@ struct vm {
 	struct serial serial;
 	struct pm pm;
 	struct console *console;
-	struct monitor *monitor; /* NULL: no control socket */
+	struct monitor *monitor;	/* NULL: no control socket */
+	sd_event_source *balloon_timer; /* monitor_qom.c: the next BALLOON_CHANGE */
+	u64 balloon_told_us;
 
 	pthread_mutex_t lock;
 	pthread_cond_t parked;	/* a vCPU parked, or may go on; with @lock */

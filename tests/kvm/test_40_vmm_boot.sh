@@ -21,7 +21,8 @@ boot()
 	fi
 	took=$((${EPOCHREALTIME/[.,]/} - begin))
 	check_eq "$test" "$cpus" "$(tr -d '\r' <"$RUN/$name.console" | sed -n 's/^GUEST-UP .*cpus=\([0-9]*\).*/\1/p')"
-	check_eq "${test}_poweroff" 0 "$(vmm_status "$VMM_PID")"
+	vmm_wait "$VMM_PID"
+	check_eq "${test}_poweroff" 0 $VMM_STATUS
 	check_eq "${test}_silent" "" "$(cat "$RUN/$name.log")"
 	echo "RESULT kvm_boot vmm=ballast-vmm image=${VMM_KERNEL:-vmlinuz} kernel=$release cpus=$cpus wall_ms=$((took / 1000))"
 }
@@ -38,10 +39,11 @@ VMM_MIB=4096 boot kvm_vmm_above_4g large 6.12 1
 
 # A reboot starts it anew in the same process, again and again; a signal ends it.
 vmm_start reboot 6.12 2 "ballast.mode=boot ballast.then=reboot" --no-agent
-ups() { [ "$(grep -c GUEST-UP "$RUN/reboot.console")" -ge 3 ]; }
-check kvm_vmm_reboots_twice wait_for 120 ups
+check kvm_vmm_reboots_twice wait_for 120 vmm_console reboot GUEST-UP 3
 kill -TERM "$VMM_PID"
-check_eq kvm_vmm_signal_ends_it 0 "$(vmm_status "$VMM_PID")"
+vmm_wait "$VMM_PID"
+check_eq kvm_vmm_signal_ends_it 0 $VMM_STATUS
 
 vmm_start noreboot 6.12 1 "ballast.mode=boot ballast.then=reboot" --no-agent --no-reboot
-check_eq kvm_vmm_no_reboot 4 "$(VMM_WAIT=90 vmm_status "$VMM_PID")"
+VMM_WAIT=90 vmm_wait "$VMM_PID"
+check_eq kvm_vmm_no_reboot 4 $VMM_STATUS

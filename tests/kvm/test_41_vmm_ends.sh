@@ -33,7 +33,7 @@ ends()
 {
 	local test=$1 status=$2 text=$3 kernel=$4 rc
 	shift 4
-	timeout -k 1 30 "$VMM" --no-agent --name ends --kernel "$kernel" "$@" >"$RUN/out" 2>"$RUN/ends.log" </dev/null
+	timeout -k 1 30 "$VMM" "${VMM_ARGS[@]}" --no-agent --name ends --kernel "$kernel" "$@" >"$RUN/out" 2>"$RUN/ends.log" </dev/null
 	rc=$?
 	check_eq "${test}_status" "$status" $rc
 	check_eq "${test}_lines" 1 "$(wc -l <"$RUN/ends.log")"
@@ -48,9 +48,9 @@ ends kvm_vmm_triple_fault 3 "triple fault" "$RUN/crash"
 image "$RUN/reset" '\x66\xba\xf8\x0e\xee\x66\xba\x0c\x06\xb0\x06\xee\xf4\xeb\xfd'
 # S5 through PM1a control
 image "$RUN/off" '\x66\xba\x04\x06\x66\xb8\x00\x34\x66\xef\xf4\xeb\xfd'
-timeout -k 1 30 "$VMM" --no-agent --kernel "$RUN/off" </dev/null >"$RUN/out" 2>&1
+timeout -k 1 30 "$VMM" "${VMM_ARGS[@]}" --no-agent --kernel "$RUN/off" </dev/null >"$RUN/out" 2>&1
 check_eq kvm_vmm_sleep_register 0 $?
-timeout -k 1 30 "$VMM" --no-agent --no-reboot --kernel "$RUN/reset" </dev/null >"$RUN/out" 2>&1
+timeout -k 1 30 "$VMM" "${VMM_ARGS[@]}" --no-agent --no-reboot --kernel "$RUN/reset" </dev/null >"$RUN/out" 2>&1
 check_eq kvm_vmm_reset_register 4 $?
 
 cp build/guest/vmlinuz "$RUN/short" && truncate -s 1000000 "$RUN/short"
@@ -68,7 +68,7 @@ terminal()
 	rm -f "$RUN"/stty.*
 	# A shell without job control gives what runs in its background /dev/null to read.
 	timeout -k 1 30 script -qec "exec 3<&0; stty -g >'$RUN/stty.before'
-		'$VMM' --no-agent --kernel '$RUN/idle' 2>/dev/null <&3 & p=\$!
+		'$VMM' ${VMM_ARGS[*]} --no-agent --kernel '$RUN/idle' 2>/dev/null <&3 & p=\$!
 		for i in 1 2 3 4 5 6 7 8 9 10; do sleep 0.3; stty -a <&3 | grep -q -- ' -icanon' && touch '$RUN/stty.raw' && break; done
 		kill -$signal \$p; wait \$p
 		stty -g >'$RUN/stty.after'" /dev/null </dev/null >"$RUN/script.out" 2>&1

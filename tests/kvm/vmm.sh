@@ -3,43 +3,41 @@
 
 VMM=$BUILD/ballast-vmm
 VMM_MIB=256
+# Sanitizers make system calls of their own.
+VMM_ARGS=()
+[ -z "${SAN:-}" ] || VMM_ARGS=(--no-sandbox)
 
 # vmm_start NAME RELEASE CPUS "KERNEL PARAMETERS" ARG...: a stock guest; $VMM_PID is its pid, its console is in
-# $RUN/NAME.console, what the VMM says in $RUN/NAME.log. VMM_KERNEL (vmlinuz) is the image's name.
+# $RUN/NAME.console, what the VMM says in $RUN/NAME.log. The image is VMM_KERNEL (vmlinuz), the initrd VMM_INITRD.
 vmm_start()
 {
 	local name=$1 guest params=$4 cpus=$3
 	guest=$(kvm_guest "$2")
 	shift 4
-	"$VMM" --name "$name" --kernel "$guest/${VMM_KERNEL:-vmlinuz}" --initrd "$guest/initrd.gz" --memory "${VMM_MIB}M" \
-		--cpus "$cpus" --cmdline "console=ttyS0 quiet panic=-1 $params" "$@" \
-		>"$RUN/$name.console" 2>"$RUN/$name.log" </dev/null &
+	vmm_run "$name" --kernel "$guest/${VMM_KERNEL:-vmlinuz}" --initrd "${VMM_INITRD:-$guest/initrd.gz}" \
+		--memory "${VMM_MIB}M" --cpus "$cpus" --cmdline "console=ttyS0 quiet panic=-1 $params" "$@"
+}
+
+# vmm_run NAME ARG...
+vmm_run()
+{
+	local name=$1
+	shift
+	"$VMM" --name "$name" "${VMM_ARGS[@]}" "$@" >"$RUN/$name.console" 2>"$RUN/$name.log" </dev/null &
 	VMM_PID=$!
 	cleanup end_process "$VMM_PID"
 }
 
-# vmm_status PID: its exit status; 137 if it does not end within 30 s (VMM_WAIT).
-vmm_status()
+# vmm_wait PID: its exit status, in $VMM_STATUS; 137 if it does not end within 30 s (VMM_WAIT).
+vmm_wait()
 {
 	wait_for "${VMM_WAIT:-30}" __gone "$1" || kill -KILL "$1"
 	wait "$1"
-	echo $?
+	VMM_STATUS=$?
 }
 
-# vmm_qmp SOCKET COMMAND...: each a line to the control socket; prints what comes back, until the last command is
-# answered (5 s).
-vmm_qmp()
-{
-	local socket=$1 line n=0
-	shift
-	coproc QMP { exec timeout 20 busybox nc "local:$socket" 2>/dev/null || exec timeout 20 "$BUILD/tests/tool_socket" "$socket"; }
-	for line in '{"execute":"qmp_capabilities"}' "$@"; do
-		echo "$line" >&"${QMP[1]}"
-	done
-	while [ $n -le $# ] && read -r -t 10 line <&"${QMP[0]}"; do
-		echo "$line"
-		case $line in *'"return"'* | *'"error"'*) n=$((n + 1)) ;; esac
-	done
-	kill "$QMP_PID" 2>/dev/null
-	wait "$QMP_PID" 2>/dev/null
-}
+# vmm_qmp NAME COMMAND ["ARGUMENTS" as JSON]: the answer's line. The VMM was started with --qmp $RUN/NAME.qmp.
+vmm_qmp() { "$BUILD/tests/tool_qmp" "$RUN/$1.qmp" "{\"execute\": \"$2\"${3:+, \"arguments\": $3}}"; }
+
+# vmm_console NAME TEXT COUNT: the console has so many lines with it
+vmm_console() { [ "$(grep -ac -- "$2" "$RUN/$1.console")" -ge "$3" ]; }
