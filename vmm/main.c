@@ -25,7 +25,7 @@ static void catch_fatal(void)
 int main(int argc, char **argv)
 {
 	char error[VM_ERROR_MAX];
-	struct vm_config cfg;
+	struct vm_config cfg = { 0 };
 	const char *text;
 	enum vm_end end;
 	struct vm *vm;

@@ -52,6 +52,9 @@ extern const struct monitor_command monitor_commands[];
 int monitor_fail(struct monitor_call *c, const char *fmt, ...)
 	__attribute__((format(printf, 2, 3)));
 
+/* monitor_stats.c */
+int monitor_stats(struct monitor_call *c);
+
 /* monitor_qom.c: the balloon, and of QEMU's object tree the branch that leads to it. */
 int monitor_query_balloon(struct monitor_call *c);
 int monitor_balloon(struct monitor_call *c);

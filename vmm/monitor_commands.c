@@ -1,11 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 #include <errno.h>
-#include <stdio.h>
 #include "common/version.h"
 #include "vmm/monitor.h"
 #include "vmm/snapshot.h"
-#include "vmm/vcpu.h"
-#include "vmm/virtio.h"
+#include "vmm/virtio_mem.h"
 
 static int cmd_stop(struct monitor_call *c)
 {
@@ -98,8 +96,14 @@ static int cmd_query_kvm(struct monitor_call *c)
 
 static int cmd_query_memory(struct monitor_call *c)
 {
+	struct virtio_mem_info info = { 0 };
+
+	for (u32 i = 0; i < c->vm->nr_devices; i++) {
+		if (c->vm->devices[i]->ops->id == VIRTIO_ID_MEM)
+			virtio_mem_info(c->vm->devices[i], &info);
+	}
 	c->ret = json_pack("{s:I,s:I}", "base-memory", (json_int_t)c->vm->mem.ram_bytes,
-			   "plugged-memory", (json_int_t)0);
+			   "plugged-memory", (json_int_t)info.plugged_bytes);
 	return 0;
 }
 
@@ -107,77 +111,6 @@ static int cmd_query_memory(struct monitor_call *c)
 static int cmd_query_migrate(struct monitor_call *c)
 {
 	return 0;
-}
-
-/* The names of KVM's exit reasons that can happen with an interrupt controller in the kernel. */
-static const char *const exit_names[VM_EXIT_REASONS] = {
-	[KVM_EXIT_UNKNOWN] = "unknown",
-	[KVM_EXIT_IO] = "io",
-	[KVM_EXIT_HLT] = "halt",
-	[KVM_EXIT_MMIO] = "mmio",
-	[KVM_EXIT_SHUTDOWN] = "shutdown",
-	[KVM_EXIT_FAIL_ENTRY] = "fail-entry",
-	[KVM_EXIT_INTR] = "signal",
-	[KVM_EXIT_INTERNAL_ERROR] = "internal-error",
-	[KVM_EXIT_SYSTEM_EVENT] = "system-event",
-};
-
-static json_t *exits_of(const struct vm *vm)
-{
-	json_t *exits = json_object();
-
-	for (u32 reason = 0; reason < VM_EXIT_REASONS; reason++) {
-		char number[16];
-		u64 nr = 0;
-
-		for (u32 i = 0; i < vm->nr_vcpus; i++)
-			nr += vm->vcpus[i]->exits[reason];
-		if (nr == 0)
-			continue;
-		snprintf(number, sizeof(number), "reason-%u", reason);
-		json_object_set_new(exits, exit_names[reason] ? exit_names[reason] : number,
-				    json_integer((json_int_t)nr));
-	}
-	return exits;
-}
-
-static json_t *agent_of(const struct vm *vm)
-{
-	struct bh_stats s;
-
-	if (!vm->mem.agent)
-		return json_null();
-	bh_stats(vm->mem.agent, &s);
-	return json_pack("{s:b,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "connected", s.connected,
-			 "merged-pages", (json_int_t)s.merged_pages, "zeroed-pages",
-			 (json_int_t)s.zeroed_pages, "unmerged-pages", (json_int_t)s.unmerged_pages,
-			 "moved-back-pages", (json_int_t)s.moved_back_pages, "pinned-pages",
-			 (json_int_t)s.pinned_pages, "failed-pages", (json_int_t)s.failed_pages,
-			 "wait-faults", (json_int_t)s.wait_faults, "fill-faults",
-			 (json_int_t)s.fill_faults, "cpu-us", (json_int_t)s.cpu_us);
-}
-
-static json_t *devices_of(const struct vm *vm)
-{
-	json_t *devices = json_array();
-
-	for (u32 i = 0; i < vm->nr_devices; i++) {
-		const struct virtio_device *d = vm->devices[i];
-
-		json_array_append_new(devices,
-				      json_pack("{s:i,s:s,s:i,s:I,s:I}", "index", (int)d->index,
-						"type", d->ops->name, "status", (int)d->status,
-						"kicks", (json_int_t)d->kicks, "interrupts",
-						(json_int_t)d->interrupts));
-	}
-	return devices;
-}
-
-static int cmd_stats(struct monitor_call *c)
-{
-	c->ret = json_pack("{s:o,s:o,s:o,s:I}", "exits", exits_of(c->vm), "agent", agent_of(c->vm),
-			   "devices", devices_of(c->vm), "resets", (json_int_t)c->vm->nr_resets);
-	return c->ret ? 0 : monitor_fail(c, "out of memory");
 }
 
 /* {"directory": path of a folder that is made} */
@@ -218,6 +151,6 @@ const struct monitor_command monitor_commands[] = {
 	{ "system_powerdown", cmd_system_powerdown },
 	{ "system_reset", cmd_system_reset },
 	{ "x-ballast-snapshot-save", cmd_snapshot_save },
-	{ "x-ballast-stats", cmd_stats },
+	{ "x-ballast-stats", monitor_stats },
 	{ NULL, NULL },
 };

@@ -1,18 +1,19 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The balloon on the control socket: query-balloon, balloon, and of QEMU's object tree the branch
- * that leads to its statistics:
+ * What changes a guest's memory on the control socket: query-balloon, balloon, and of QEMU's object
+ * tree the branches that lead to
  *
  *	/machine/peripheral/balloon0	guest-stats, guest-stats-polling-interval
+ *	/machine/peripheral/vmem0	requested-size, size
  */
 #include <errno.h>
 #include <string.h>
 #include "common/clock.h"
 #include "vmm/monitor.h"
 #include "vmm/virtio_balloon.h"
+#include "vmm/virtio_mem.h"
 
 #define PERIPHERAL	"/machine/peripheral"
-#define BALLOON_NAME	"balloon0"
 #define STATS_SECONDS	3600 /* longest interval */
 #define CHANGE_EVERY_US 1000000
 
@@ -36,13 +37,18 @@ static const char *const stat_names[BALLOON_STATS_MAX] = {
 	[15] = "stat-direct-reclaims",
 };
 
-static struct virtio_device *balloon_of(const struct vm *vm)
+static struct virtio_device *device_of(const struct vm *vm, u32 id)
 {
 	for (u32 i = 0; i < vm->nr_devices; i++) {
-		if (vm->devices[i]->ops->id == VIRTIO_ID_BALLOON)
+		if (vm->devices[i]->ops->id == id)
 			return vm->devices[i];
 	}
 	return NULL;
+}
+
+static struct virtio_device *balloon_of(const struct vm *vm)
+{
+	return device_of(vm, VIRTIO_ID_BALLOON);
 }
 
 static struct virtio_device *need_balloon(struct monitor_call *c)
@@ -82,42 +88,7 @@ int monitor_balloon(struct monitor_call *c)
 /* --- the tree ----------------------------------------------------------------------------------
  */
 
-static int no_such(struct monitor_call *c, const char *what)
-{
-	c->class = "DeviceNotFound";
-	monitor_fail(c, "no such %s", what);
-	return -ENOENT;
-}
-
-static json_t *item(const char *name, const char *type)
-{
-	return json_pack("{s:s,s:s}", "name", name, "type", type);
-}
-
-int monitor_qom_list(struct monitor_call *c)
-{
-	const char *path = json_string_value(json_object_get(c->args, "path"));
-	bool balloon = balloon_of(c->vm);
-
-	if (!path)
-		return monitor_fail(c, "\"path\" must be a string");
-	if (strcmp(path, "/machine") == 0)
-		c->ret = json_pack("[o,o]", item("peripheral", "child<container>"),
-				   item("peripheral-anon", "child<container>"));
-	else if (strcmp(path, PERIPHERAL "-anon") == 0 ||
-		 (strcmp(path, PERIPHERAL) == 0 && !balloon))
-		c->ret = json_array();
-	else if (strcmp(path, PERIPHERAL) == 0)
-		c->ret = json_pack("[o]", item(BALLOON_NAME, "child<virtio-balloon-mmio>"));
-	else if (strcmp(path, PERIPHERAL "/" BALLOON_NAME) == 0 && balloon)
-		c->ret = json_pack("[o,o]", item("guest-stats", "guest statistics"),
-				   item("guest-stats-polling-interval", "int"));
-	else
-		return no_such(c, "path");
-	return 0;
-}
-
-static json_t *stats_of(struct virtio_device *d)
+static json_t *get_stats(struct virtio_device *d)
 {
 	struct balloon_guest_stats s;
 	json_t *stats = json_object();
@@ -133,57 +104,154 @@ static json_t *stats_of(struct virtio_device *d)
 	return json_pack("{s:I,s:o}", "last-update", (json_int_t)s.last_update_s, "stats", stats);
 }
 
-enum property {
-	STATS,
-	INTERVAL
+static json_t *get_stats_period(struct virtio_device *d)
+{
+	return json_integer(balloon_stats_period(d));
+}
+
+static int set_stats_period(struct virtio_device *d, u64 v)
+{
+	return v > STATS_SECONDS ? -ERANGE : balloon_set_stats_period(d, (u32)v);
+}
+
+static json_t *get_plugged(struct virtio_device *d)
+{
+	struct virtio_mem_info info;
+
+	virtio_mem_info(d, &info);
+	return json_integer((json_int_t)info.plugged_bytes);
+}
+
+static json_t *get_requested(struct virtio_device *d)
+{
+	struct virtio_mem_info info;
+
+	virtio_mem_info(d, &info);
+	return json_integer((json_int_t)info.requested_bytes);
+}
+
+/* What can be asked of which device, in QEMU's words. */
+static const struct property {
+	u32 id; /* VIRTIO_ID_* */
+	const char *name, *type;
+	json_t *(*get)(struct virtio_device *d);
+	int (*set)(struct virtio_device *d, u64 v); /* NULL: cannot be set */
+} properties[] = {
+	{ VIRTIO_ID_BALLOON, "guest-stats", "guest statistics", get_stats, NULL },
+	{ VIRTIO_ID_BALLOON, "guest-stats-polling-interval", "int", get_stats_period,
+	  set_stats_period },
+	{ VIRTIO_ID_MEM, "requested-size", "size", get_requested, virtio_mem_request },
+	{ VIRTIO_ID_MEM, "size", "size", get_plugged, NULL },
 };
 
-/* Checks the arguments "path" and "property". */
-static int find_property(struct monitor_call *c, enum property *ret)
+static const struct node {
+	u32 id;
+	const char *name, *type;
+} nodes[] = {
+	{ VIRTIO_ID_BALLOON, "balloon0", "child<virtio-balloon-mmio>" },
+	{ VIRTIO_ID_MEM, "vmem0", "child<virtio-mem-mmio>" },
+};
+
+static int no_such(struct monitor_call *c, const char *what)
+{
+	c->class = "DeviceNotFound";
+	monitor_fail(c, "no such %s", what);
+	return -ENOENT;
+}
+
+/* The device at @path; NULL: none there. */
+static struct virtio_device *device_at(const struct vm *vm, const char *path)
+{
+	static const char prefix[] = PERIPHERAL "/";
+
+	if (strncmp(path, prefix, sizeof(prefix) - 1) != 0)
+		return NULL;
+	for (size_t i = 0; i < ARRAY_SIZE(nodes); i++) {
+		if (strcmp(path + sizeof(prefix) - 1, nodes[i].name) == 0)
+			return device_of(vm, nodes[i].id);
+	}
+	return NULL;
+}
+
+static void append(json_t *list, const char *name, const char *type)
+{
+	json_array_append_new(list, json_pack("{s:s,s:s}", "name", name, "type", type));
+}
+
+int monitor_qom_list(struct monitor_call *c)
+{
+	const char *path = json_string_value(json_object_get(c->args, "path"));
+	const struct virtio_device *d;
+
+	if (!path)
+		return monitor_fail(c, "\"path\" must be a string");
+	d = device_at(c->vm, path);
+	if (!d && strcmp(path, "/machine") != 0 && strcmp(path, PERIPHERAL) != 0 &&
+	    strcmp(path, PERIPHERAL "-anon") != 0)
+		return no_such(c, "path");
+	c->ret = json_array();
+	if (strcmp(path, "/machine") == 0) {
+		append(c->ret, "peripheral", "child<container>");
+		append(c->ret, "peripheral-anon", "child<container>");
+	}
+	for (size_t i = 0; strcmp(path, PERIPHERAL) == 0 && i < ARRAY_SIZE(nodes); i++) {
+		if (device_of(c->vm, nodes[i].id))
+			append(c->ret, nodes[i].name, nodes[i].type);
+	}
+	for (size_t i = 0; d && i < ARRAY_SIZE(properties); i++) {
+		if (properties[i].id == d->ops->id)
+			append(c->ret, properties[i].name, properties[i].type);
+	}
+	return 0;
+}
+
+/* By the arguments "path" and "property". */
+static int find_property(struct monitor_call *c, struct virtio_device **ret,
+			 const struct property **ret_property)
 {
 	const char *path = json_string_value(json_object_get(c->args, "path"));
 	const char *name = json_string_value(json_object_get(c->args, "property"));
 
 	if (!path || !name)
 		return monitor_fail(c, "\"path\" and \"property\" must be strings");
-	if (strcmp(path, PERIPHERAL "/" BALLOON_NAME) != 0 || !balloon_of(c->vm))
+	*ret = device_at(c->vm, path);
+	if (!*ret)
 		return no_such(c, "path");
-	if (strcmp(name, "guest-stats") == 0)
-		*ret = STATS;
-	else if (strcmp(name, "guest-stats-polling-interval") == 0)
-		*ret = INTERVAL;
-	else
-		return monitor_fail(c, "no such property");
-	return 0;
+	for (size_t i = 0; i < ARRAY_SIZE(properties); i++) {
+		if (properties[i].id == (*ret)->ops->id && strcmp(properties[i].name, name) == 0) {
+			*ret_property = &properties[i];
+			return 0;
+		}
+	}
+	return monitor_fail(c, "no such property");
 }
 
 int monitor_qom_get(struct monitor_call *c)
 {
-	enum property property;
-	int r = find_property(c, &property);
+	const struct property *p;
+	struct virtio_device *d;
+	int r = find_property(c, &d, &p);
 
-	if (r < 0)
-		return r;
-	c->ret = property == STATS ? stats_of(balloon_of(c->vm))
-				   : json_integer(balloon_stats_period(balloon_of(c->vm)));
-	return 0;
+	if (r == 0)
+		c->ret = p->get(d);
+	return r;
 }
 
 int monitor_qom_set(struct monitor_call *c)
 {
 	const json_t *value = json_object_get(c->args, "value");
-	enum property property;
-	int r = find_property(c, &property);
+	const struct property *p;
+	struct virtio_device *d;
+	int r = find_property(c, &d, &p);
 
 	if (r < 0)
 		return r;
-	if (property != INTERVAL)
+	if (!p->set)
 		return monitor_fail(c, "the property cannot be set");
-	if (!json_is_integer(value) || json_integer_value(value) < 0 ||
-	    json_integer_value(value) > STATS_SECONDS)
-		return monitor_fail(c, "\"value\" must be 0 to %d seconds", STATS_SECONDS);
-	r = balloon_set_stats_period(balloon_of(c->vm), (u32)json_integer_value(value));
-	return r < 0 ? monitor_fail(c, "cannot poll: %s", strerror(-r)) : 0;
+	if (!json_is_integer(value) || json_integer_value(value) < 0)
+		return monitor_fail(c, "\"value\" must be an integer that is not negative");
+	r = p->set(d, (u64)json_integer_value(value));
+	return r < 0 ? monitor_fail(c, "the value is refused: %s", strerror(-r)) : 0;
 }
 
 /* --- BALLOON_CHANGE ----------------------------------------------------------------------------

@@ -95,10 +95,10 @@ static u8 modem_status(const struct serial *s)
 
 	if (!(mcr & UART_MCR_LOOP))
 		return UART_MSR_DCD | UART_MSR_DSR | UART_MSR_CTS;
-	msr |= mcr & UART_MCR_RTS ? UART_MSR_CTS : 0;
-	msr |= mcr & UART_MCR_DTR ? UART_MSR_DSR : 0;
-	msr |= mcr & UART_MCR_OUT1 ? UART_MSR_RI : 0;
-	msr |= mcr & UART_MCR_OUT2 ? UART_MSR_DCD : 0;
+	msr |= (mcr & UART_MCR_RTS) ? UART_MSR_CTS : 0;
+	msr |= (mcr & UART_MCR_DTR) ? UART_MSR_DSR : 0;
+	msr |= (mcr & UART_MCR_OUT1) ? UART_MSR_RI : 0;
+	msr |= (mcr & UART_MCR_OUT2) ? UART_MSR_DCD : 0;
 	return msr;
 }
 

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include <errno.h>
 #include <fcntl.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -21,17 +20,6 @@ struct snapshot_config {
 	u32 cpus, nr_devices;
 	u32 devices[LAYOUT_VIRTIO_MAX]; /* VIRTIO_ID_* */
 };
-
-static int fail(char *error, int r, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
-static int fail(char *error, int r, const char *fmt, ...)
-{
-	va_list ap;
-
-	va_start(ap, fmt);
-	vsnprintf(error, VM_ERROR_MAX, fmt, ap);
-	va_end(ap);
-	return r;
-}
 
 static struct snapshot_config config_of(const struct vm *vm)
 {
@@ -137,9 +125,10 @@ int snapshot_save(struct vm *vm, const char *dir, char error[VM_ERROR_MAX])
 	int r, dir_fd;
 
 	if (vm->state != VM_PAUSED)
-		return fail(error, -EINVAL, "the VM is not paused");
+		return vm_fail(error, -EINVAL, "the VM is not paused");
 	if (mkdir(dir, 0700) < 0)
-		return fail(error, -errno, "cannot make the folder %s: %s", dir, strerror(errno));
+		return vm_fail(error, -errno, "cannot make the folder %s: %s", dir,
+			       strerror(errno));
 	dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
 	r = dir_fd < 0 ? -errno : save_memory(&vm->mem, dir_fd);
 	/* The state comes last: without it there is no snapshot. */
@@ -153,7 +142,7 @@ int snapshot_save(struct vm *vm, const char *dir, char error[VM_ERROR_MAX])
 			unlinkat(dir_fd, STATE_FILE, 0);
 		}
 		rmdir(dir);
-		fail(error, r, "cannot write the snapshot %s: %s", dir, strerror(-r));
+		vm_fail(error, r, "cannot write the snapshot %s: %s", dir, strerror(-r));
 	}
 	if (dir_fd >= 0)
 		close(dir_fd);
@@ -182,7 +171,8 @@ static int open_dir(const char *dir, char *error)
 {
 	int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 
-	return fd < 0 ? fail(error, -errno, "cannot open the snapshot %s: %s", dir, strerror(errno))
+	return fd < 0 ? vm_fail(error, -errno, "cannot open the snapshot %s: %s", dir,
+				strerror(errno))
 		      : fd;
 }
 
@@ -213,16 +203,16 @@ int snapshot_complete_config(const char *dir, struct vm_config *cfg, char error[
 	r = read_config(dir_fd, &reader, &c);
 	close(dir_fd);
 	if (r < 0)
-		return fail(error, r, "snapshot %s: %s", dir, load_error(r));
+		return vm_fail(error, r, "snapshot %s: %s", dir, load_error(r));
 	state_reader_free(&reader);
 	if ((cfg->memory_bytes && cfg->memory_bytes != c.memory_bytes) ||
 	    (cfg->hotplug_bytes && cfg->hotplug_bytes != c.hotplug_bytes) ||
 	    (cfg->cpus && cfg->cpus != c.cpus))
-		return fail(error, -EINVAL,
-			    "snapshot %s is of a machine with --memory %lluM --hotplug %lluM "
-			    "--cpus %u: leave these options out",
-			    dir, (unsigned long long)(c.memory_bytes >> 20),
-			    (unsigned long long)(c.hotplug_bytes >> 20), c.cpus);
+		return vm_fail(error, -EINVAL,
+			       "snapshot %s is of a machine with --memory %lluM --hotplug %lluM "
+			       "--cpus %u: leave these options out",
+			       dir, (unsigned long long)(c.memory_bytes >> 20),
+			       (unsigned long long)(c.hotplug_bytes >> 20), c.cpus);
 	cfg->memory_bytes = c.memory_bytes;
 	cfg->hotplug_bytes = c.hotplug_bytes;
 	cfg->cpus = c.cpus;
@@ -316,19 +306,19 @@ int snapshot_load(struct vm *vm, const char *dir, char error[VM_ERROR_MAX])
 	r = read_config(dir_fd, &reader, &c);
 	if (r < 0) {
 		close(dir_fd);
-		return fail(error, r, "snapshot %s: %s", dir, load_error(r));
+		return vm_fail(error, r, "snapshot %s: %s", dir, load_error(r));
 	}
 	if (check_devices(vm, &c) < 0)
-		r = fail(error, -EINVAL,
-			 "snapshot %s has other devices: give the options for them as they were",
-			 dir);
+		r = vm_fail(error, -EINVAL,
+			    "snapshot %s has other devices: give the options for them as they were",
+			    dir);
 	else if ((r = load_memory(&vm->mem, dir_fd)) < 0 || (r = machine_load(vm, &reader)) < 0)
-		fail(error, r, "snapshot %s: %s", dir, load_error(r));
+		vm_fail(error, r, "snapshot %s: %s", dir, load_error(r));
 	for (u32 i = 0; i < vm->nr_devices && r == 0; i++) {
 		r = virtio_load(vm->devices[i], &reader);
 		if (r < 0)
-			fail(error, r, "snapshot %s: %s device: %s", dir, vm->devices[i]->ops->name,
-			     load_error(r));
+			vm_fail(error, r, "snapshot %s: %s device: %s", dir,
+				vm->devices[i]->ops->name, load_error(r));
 	}
 	state_reader_free(&reader);
 	close(dir_fd);

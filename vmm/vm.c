@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: MIT */
 #include <errno.h>
-#include <fcntl.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -8,20 +7,15 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
-#include <sys/random.h>
 #include <unistd.h>
-#include "vmm/acpi.h"
-#include "vmm/boot.h"
 #include "vmm/console.h"
 #include "vmm/devices.h"
+#include "vmm/guest.h"
 #include "vmm/machine.h"
 #include "vmm/monitor.h"
 #include "vmm/sandbox.h"
-#include "vmm/snapshot.h"
 #include "vmm/vcpu.h"
 #include "vmm/virtio.h"
-
-#define KVM_DEVICE "/dev/kvm"
 
 void vm_log(const struct vm *vm, const char *fmt, ...)
 {
@@ -33,6 +27,16 @@ void vm_log(const struct vm *vm, const char *fmt, ...)
 	va_end(ap);
 	/* One write, so that lines of several threads do not mix. */
 	fprintf(stderr, "ballast-vmm %s: %s\n", vm->name, line);
+}
+
+int vm_fail(char *error, int r, const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(error, VM_ERROR_MAX, fmt, ap);
+	va_end(ap);
+	return r;
 }
 
 /* --- pausing and ending ------------------------------------------------------------------------
@@ -173,70 +177,6 @@ static void guest_reset(void *arg)
 /* --- building ----------------------------------------------------------------------------------
  */
 
-/* What the machine is made of; each is in Linux since long before userfaultfd could do what
- * Ballast needs. */
-static const struct {
-	int cap;
-	const char *name;
-} needed_caps[] = {
-	{ KVM_CAP_USER_MEMORY, "user memory" },
-	{ KVM_CAP_IRQCHIP, "an interrupt controller" },
-	{ KVM_CAP_PIT2, "a timer (PIT)" },
-	{ KVM_CAP_EXT_CPUID, "CPUID" },
-	{ KVM_CAP_IRQFD, "irqfd" },
-	{ KVM_CAP_IOEVENTFD, "ioeventfd" },
-	{ KVM_CAP_IMMEDIATE_EXIT, "immediate exit" },
-	{ KVM_CAP_XSAVE, "XSAVE" },
-	{ KVM_CAP_XCRS, "XCRs" },
-	{ KVM_CAP_DEBUGREGS, "debug registers" },
-	{ KVM_CAP_VCPU_EVENTS, "vCPU events" },
-	{ KVM_CAP_ADJUST_CLOCK, "its clock" },
-};
-
-static int fail(char *error, int r, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
-static int fail(char *error, int r, const char *fmt, ...)
-{
-	va_list ap;
-
-	va_start(ap, fmt);
-	vsnprintf(error, VM_ERROR_MAX, fmt, ap);
-	va_end(ap);
-	return r;
-}
-
-/* Errors of it mean: no usable KVM. */
-static int open_kvm(struct vm *vm, char *error)
-{
-	vm->kvm_fd = open(KVM_DEVICE, O_RDWR | O_CLOEXEC);
-	if (vm->kvm_fd < 0)
-		return fail(error, -errno, "cannot open " KVM_DEVICE ": %s", strerror(errno));
-	if (ioctl(vm->kvm_fd, KVM_GET_API_VERSION, 0) != KVM_API_VERSION)
-		return fail(error, -ENOTTY, KVM_DEVICE " is not the KVM that this was built for");
-	for (size_t i = 0; i < ARRAY_SIZE(needed_caps); i++) {
-		if (ioctl(vm->kvm_fd, KVM_CHECK_EXTENSION, needed_caps[i].cap) <= 0)
-			return fail(error, -ENOSYS, KVM_DEVICE " lacks %s", needed_caps[i].name);
-	}
-	vm->vm_fd = ioctl(vm->kvm_fd, KVM_CREATE_VM, 0);
-	if (vm->vm_fd < 0)
-		return fail(error, -errno, "cannot create a VM: %s", strerror(errno));
-	return 0;
-}
-
-static int create_chips(struct vm *vm, char *error)
-{
-	struct kvm_pit_config pit = { .flags = KVM_PIT_SPEAKER_DUMMY };
-	u64 identity_map = LAYOUT_IDENTITY_MAP;
-
-	/* Intel's processors without unrestricted guests need the first two. */
-	if (ioctl(vm->vm_fd, KVM_SET_IDENTITY_MAP_ADDR, &identity_map) < 0 ||
-	    ioctl(vm->vm_fd, KVM_SET_TSS_ADDR, LAYOUT_TSS) < 0 ||
-	    ioctl(vm->vm_fd, KVM_CREATE_IRQCHIP, 0) < 0 ||
-	    ioctl(vm->vm_fd, KVM_CREATE_PIT2, &pit) < 0)
-		return fail(error, -errno, "cannot create the interrupt controllers: %s",
-			    strerror(errno));
-	return 0;
-}
-
 static void agent_log(void *arg, const char *line)
 {
 	vm_log(arg, "%s", line);
@@ -255,7 +195,7 @@ static int create_memory(struct vm *vm, char *error)
 	int r = memory_init(&vm->mem, cfg->memory_bytes, cfg->hotplug_bytes);
 
 	if (r < 0)
-		return fail(error, r, "no memory for the guest: %s", strerror(-r));
+		return vm_fail(error, r, "no memory for the guest: %s", strerror(-r));
 	for (u32 i = 0; i < vm->mem.nr_slots; i++) {
 		const struct memory_slot *s = &vm->mem.slots[i];
 		struct kvm_userspace_memory_region region = { .slot = i,
@@ -264,8 +204,8 @@ static int create_memory(struct vm *vm, char *error)
 							      .userspace_addr = (uintptr_t)s->hva };
 
 		if (ioctl(vm->vm_fd, KVM_SET_USER_MEMORY_REGION, &region) < 0)
-			return fail(error, -errno, "KVM refuses the guest's memory: %s",
-				    strerror(errno));
+			return vm_fail(error, -errno, "KVM refuses the guest's memory: %s",
+				       strerror(errno));
 	}
 	if (cfg->no_agent)
 		return 0;
@@ -289,7 +229,7 @@ static int create_vcpus(struct vm *vm, char *error)
 	for (u32 i = 0; i < vm->nr_vcpus && r == 0; i++)
 		r = cpu_setup(vm->vcpus[i]);
 	if (r < 0)
-		return fail(error, r, "cannot create the vCPUs: %s", strerror(-r));
+		return vm_fail(error, r, "cannot create the vCPUs: %s", strerror(-r));
 	return 0;
 }
 
@@ -313,7 +253,7 @@ static int create_board(struct vm *vm, char *error)
 	int r;
 
 	if (!b)
-		return fail(error, -ENOMEM, "out of memory");
+		return vm_fail(error, -ENOMEM, "out of memory");
 	vm->backends = b;
 	b->serial = (struct serial_backend){ .irq = serial_irq,
 					     .transmit = serial_transmit,
@@ -331,84 +271,8 @@ static int create_board(struct vm *vm, char *error)
 	if (r == 0)
 		r = console_new(vm->loop, &b->console, &vm->console);
 	if (r < 0)
-		return fail(error, r, "cannot create the console: %s", strerror(-r));
+		return vm_fail(error, r, "cannot create the console: %s", strerror(-r));
 	return 0;
-}
-
-/* A new generation: Linux stirs it into its random numbers. */
-static int new_generation(struct vm *vm)
-{
-	if (getrandom(vm->generation_id, sizeof(vm->generation_id), 0) < 0)
-		return -errno;
-	memcpy(memory_at(&vm->mem, LAYOUT_VMGENID, sizeof(vm->generation_id)), vm->generation_id,
-	       sizeof(vm->generation_id));
-	return 0;
-}
-
-/* Puts kernel and tables into memory, and the first vCPU at its entry. */
-static int load_guest(struct vm *vm, char *error)
-{
-	struct acpi_config acpi = { .nr_vcpus = vm->nr_vcpus, .nr_virtio = vm->nr_devices };
-	struct boot_source src = { .kernel_fd = vm->kernel_fd,
-				   .initrd_fd = vm->initrd_fd,
-				   .cmdline = vm->cfg->cmdline,
-				   .acpi_rsdp = LAYOUT_ACPI };
-	struct boot_entry entry;
-	struct kvm_sregs sregs;
-	struct kvm_regs regs;
-	int r = boot_load(&vm->mem, &src, &entry, error);
-
-	if (r < 0)
-		return r;
-	r = acpi_build(&acpi, LAYOUT_ACPI, memory_at(&vm->mem, LAYOUT_ACPI, LAYOUT_ACPI_BYTES),
-		       LAYOUT_ACPI_BYTES);
-	if (r == 0)
-		r = new_generation(vm);
-	if (r < 0)
-		return fail(error, r, "cannot describe the machine to the guest: %s", strerror(-r));
-	if (ioctl(vm->vcpus[0]->fd, KVM_GET_SREGS, &sregs) < 0)
-		return fail(error, -errno, "cannot read the vCPU's registers: %s", strerror(errno));
-	boot_registers(&vm->mem, &entry, &regs, &sregs);
-	if (ioctl(vm->vcpus[0]->fd, KVM_SET_SREGS, &sregs) < 0 ||
-	    ioctl(vm->vcpus[0]->fd, KVM_SET_REGS, &regs) < 0)
-		return fail(error, -errno, "KVM refuses the boot registers: %s", strerror(errno));
-	return 0;
-}
-
-/* The guest goes on from a snapshot. It was told of another generation: this one is news. */
-static int restore_guest(struct vm *vm, char *error)
-{
-	int r = snapshot_load(vm, vm->cfg->restore, error);
-
-	if (r < 0)
-		return r;
-	r = new_generation(vm);
-	if (r < 0)
-		return fail(error, r, "no random numbers: %s", strerror(-r));
-	pm_gpe(&vm->pm, PM_GPE_VMGENID);
-	/* Like a VM that was paused: its devices wait for vm_resume(). */
-	vm->state = VM_PAUSED;
-	return 0;
-}
-
-static int open_image(const char *path, const char *what, int *ret, char *error)
-{
-	*ret = open(path, O_RDONLY | O_CLOEXEC);
-	if (*ret < 0)
-		return fail(error, -errno, "cannot open the %s %s: %s", what, path,
-			    strerror(errno));
-	return 0;
-}
-
-static int open_images(struct vm *vm, char *error)
-{
-	int r = 0;
-
-	if (vm->cfg->kernel)
-		r = open_image(vm->cfg->kernel, "kernel", &vm->kernel_fd, error);
-	if (r == 0 && vm->cfg->initrd)
-		r = open_image(vm->cfg->initrd, "initrd", &vm->initrd_fd, error);
-	return r;
 }
 
 /* --- main loop ---------------------------------------------------------------------------------
@@ -427,8 +291,8 @@ static int reset(struct vm *vm, char *error)
 	if (r == 0)
 		r = machine_reset(vm, vm->reset_state);
 	if (r < 0)
-		return fail(error, r, "cannot reset the machine: %s", strerror(-r));
-	r = load_guest(vm, error);
+		return vm_fail(error, r, "cannot reset the machine: %s", strerror(-r));
+	r = guest_load(vm, error);
 	if (r < 0)
 		return r;
 	vm->nr_resets++;
@@ -494,7 +358,7 @@ static int create_loop(struct vm *vm, char *error)
 	}
 	if (r >= 0)
 		r = sd_event_add_io(vm->loop, NULL, vm->wake_fd, EPOLLIN, on_wake, vm);
-	return r < 0 ? fail(error, r, "cannot create the main loop: %s", strerror(-r)) : 0;
+	return r < 0 ? vm_fail(error, r, "cannot create the main loop: %s", strerror(-r)) : 0;
 }
 
 static int build(struct vm *vm, char *error)
@@ -503,9 +367,9 @@ static int build(struct vm *vm, char *error)
 
 	r = create_loop(vm, error);
 	if (r == 0)
-		r = open_images(vm, error);
+		r = guest_open_images(vm, error);
 	if (r == 0)
-		r = create_chips(vm, error);
+		r = kvm_create_chips(vm, error);
 	if (r == 0)
 		r = create_memory(vm, error);
 	if (r == 0)
@@ -518,24 +382,25 @@ static int build(struct vm *vm, char *error)
 		return r;
 	r = machine_reset_state(vm, &vm->reset_state);
 	if (r < 0)
-		return fail(error, r, "cannot read the machine's state: %s", strerror(-r));
-	r = vm->cfg->restore ? restore_guest(vm, error) : load_guest(vm, error);
+		return vm_fail(error, r, "cannot read the machine's state: %s", strerror(-r));
+	r = vm->cfg->restore ? guest_restore(vm, error) : guest_load(vm, error);
 	if (r == 0 && vm->cfg->qmp) {
 		r = monitor_watch_balloon(vm);
 		if (r == 0)
 			r = monitor_new(vm, vm->cfg->qmp, &vm->monitor);
 		if (r < 0)
-			fail(error, r, "cannot listen on --qmp %s: %s", vm->cfg->qmp, strerror(-r));
+			vm_fail(error, r, "cannot listen on --qmp %s: %s", vm->cfg->qmp,
+				strerror(-r));
 	}
 	for (u32 i = 0; i < vm->nr_vcpus && r == 0; i++) {
 		r = vcpu_start(vm->vcpus[i]);
 		if (r < 0)
-			fail(error, r, "cannot start the vCPUs: %s", strerror(-r));
+			vm_fail(error, r, "cannot start the vCPUs: %s", strerror(-r));
 	}
 	if (r == 0 && !vm->cfg->no_sandbox) {
 		r = sandbox_lock();
 		if (r < 0)
-			fail(error, r, "cannot install the seccomp filter: %s", strerror(-r));
+			vm_fail(error, r, "cannot install the seccomp filter: %s", strerror(-r));
 	}
 	return r;
 }
@@ -548,14 +413,14 @@ int vm_new(const struct vm_config *cfg, struct vm **ret, enum vm_end *ret_end,
 
 	*ret_end = VM_END_FAILED;
 	if (!vm)
-		return fail(error, -ENOMEM, "out of memory");
+		return vm_fail(error, -ENOMEM, "out of memory");
 	vm->kvm_fd = vm->vm_fd = vm->wake_fd = vm->kernel_fd = vm->initrd_fd = -1;
 	vm->cfg = cfg;
 	vm->end = VM_END_NONE;
 	snprintf(vm->name, sizeof(vm->name), "%s", cfg->name);
 	pthread_mutex_init(&vm->lock, NULL);
 	pthread_cond_init(&vm->parked, NULL);
-	r = open_kvm(vm, error);
+	r = kvm_open(vm, error);
 	if (r < 0)
 		*ret_end = VM_END_NO_KVM;
 	else

@@ -3,7 +3,8 @@
  * The machine. How the folder divides it:
  *
  *   main.c, options.c   command line -> struct vm_config
- *   vm.c                life: create, start, pause, resume, stop; the main loop
+ *   vm.c                life: create, start, pause, resume, reset, stop; the main loop
+ *   kvm.c, guest.c      steps of that: KVM and its chips; what a guest begins with
  *   vcpu.c, cpu.c       vCPU threads and exits; CPUID, MSRs, registers
  *   memory.c            guest RAM and the hooks
  *   boot*.c, acpi.c     kernel images, boot protocols, tables
@@ -122,6 +123,9 @@ int vm_resume(struct vm *vm);
 
 /* Sets an interrupt line. From any thread. */
 void vm_irq(struct vm *vm, u32 gsi, bool level);
+
+/* Writes the line that explains an error to @error (VM_ERROR_MAX), and returns @r. */
+int vm_fail(char *error, int r, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
 /* One line to stderr, with the VM's name; for what an operator must see. From any thread. */
 void vm_log(const struct vm *vm, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
