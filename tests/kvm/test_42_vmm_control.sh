@@ -20,7 +20,7 @@ while :; do
 	sleep 0.2
 done
 EOF
-deb=$(ls build/cache/linux-image-6.12*-cloud-amd64_*.deb | head -n 1)
+deb=$(ls build/cache/linux-image-6.12.*-cloud-amd64_*.deb | head -n 1)
 dpkg-deb --fsys-tarfile "$deb" | tar -xO --wildcards './lib/modules/*/kernel/drivers/acpi/button.ko.xz' |
 	busybox xzcat >"$RUN/button.ko" || die kvm_vmm_control_button "no button.ko in $deb"
 kvm_job 6.12 "$RUN/initrd" "$RUN/job" "$RUN/button.ko"

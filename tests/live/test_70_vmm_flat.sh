@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# timeout: 200
+# timeout: 250
 # ballast-vmm itself, with a flat guest that runs on any KVM (tests/live/vmm/guest.c): console both ways, stop and cont,
 # snapshot and restore, reset, the ways to end. Stock kernels: tests/kvm/.
 . "$(dirname "$0")/../lib.sh"
@@ -103,6 +103,46 @@ check vmm_flat_restore_again wait_for 20 reaches c $((r + 1))
 printf r >&7
 ends vmm_flat_restored_reboot "$VMM_PID" 4
 exec 7>&-
+# Wrong usage, no KVM, broken images: one line each.
+one_line() # TEST STATUS TEXT CMD...
+{
+	local test=$1 status=$2 text=$3
+	shift 3
+	timeout -k 1 20 "$@" </dev/null >"$RUN/out" 2>"$RUN/one.log"
+	check_eq "${test}_status" "$status" $?
+	check_eq "${test}_lines" 1 "$(wc -l <"$RUN/one.log")"
+	check "${test}_says" grep -qF -- "$text" "$RUN/one.log"
+}
+one_line vmm_flat_usage 2 "--cpus 99" "$VMM" --flat "$FLAT" --cpus 99
+one_line vmm_flat_missing 1 /nowhere "$VMM" --flat /nowhere
+: >"$RUN/empty"
+one_line vmm_flat_empty 1 "0 bytes" "$VMM" "${VMM_ARGS[@]}" --flat "$RUN/empty"
+if [ "$(id -u)" -eq 0 ] && [ "$(stat -c %a /dev/kvm)" = 600 ]; then
+	one_line vmm_flat_no_kvm 77 "/dev/kvm: Permission denied" setpriv --reuid=65534 --clear-groups "$VMM" --flat "$FLAT"
+fi
+
+# The terminal: raw while it runs, and afterwards as it was, however it ends. With a key (Ctrl-A x), or by a signal.
+# A shell without job control gives what runs in its background /dev/null to read, so the terminal is given by hand.
+terminal() # TEST SIGNAL|key
+{
+	local test=$1 how=$2 end="kill -$2 \$p"
+	[ "$how" != key ] || end=:
+	rm -f "$RUN"/stty.*
+	{ [ "$how" != key ] || { wait_for 10 test -e "$RUN/stty.raw"; printf '\001x'; }; sleep 2; } |
+		timeout -k 1 30 script -qec "exec 3<&0; stty -g >'$RUN/stty.before'
+		'$VMM' ${VMM_ARGS[*]} --flat '$FLAT' <&3 >/dev/null 2>&1 & p=\$!
+		for i in 1 2 3 4 5 6 7 8 9 10; do
+			sleep 0.2; stty -a <&3 | grep -q -- ' -icanon' && touch '$RUN/stty.raw' && break; done
+		$end; wait \$p; echo \$? >'$RUN/stty.status'
+		stty -g >'$RUN/stty.after'" /dev/null >"$RUN/script.out" 2>&1
+	check "${test}_raw" test -e "$RUN/stty.raw"
+	check_eq "$test" "$(cat "$RUN/stty.before")" "$(cat "$RUN/stty.after")"
+	case $how in key | TERM | INT | HUP) check_eq "${test}_status" 0 "$(cat "$RUN/stty.status")" ;; esac
+}
+for how in key TERM INT HUP SEGV ABRT; do
+	terminal vmm_flat_terminal_$how $how
+done
+
 # The end of input is not the end of the guest; a closed output neither.
 "$VMM" --name d "${VMM_ARGS[@]}" --qmp "$RUN/d.qmp" --flat "$FLAT" --memory 64M </dev/null 2>"$RUN/d.log" | head -n 1 >/dev/null &
 wait_for 10 test -S "$RUN/d.qmp"
