@@ -95,6 +95,8 @@ static const int allowed[] = {
 	SCMP_SYS(rt_sigprocmask),
 	SCMP_SYS(rt_sigreturn),
 	SCMP_SYS(tgkill),
+	SCMP_SYS(set_robust_list), /* a thread that was made before the filter, and runs only now */
+	SCMP_SYS(rseq),
 	SCMP_SYS(exit),
 	SCMP_SYS(exit_group),
 	SCMP_SYS(getpid),
