@@ -97,6 +97,8 @@ static const int allowed[] = {
 	SCMP_SYS(rseq), /* and this one: of threads that have just been started */
 	SCMP_SYS(set_robust_list),
 	SCMP_SYS(tgkill),
+	SCMP_SYS(set_robust_list), /* a thread that was made before the filter, and runs only now */
+	SCMP_SYS(rseq),
 	SCMP_SYS(exit),
 	SCMP_SYS(exit_group),
 	SCMP_SYS(getpid),

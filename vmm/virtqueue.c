@@ -125,12 +125,13 @@ static int add_buffer(struct virtqueue *q, struct virtqueue_request *r, u64 gpa,
 
 static struct vring_desc copy_desc(const struct table *t, u32 i)
 {
-	const struct vring_desc *d = &t->desc[i];
+	struct vring_desc d;
 
-	return (struct vring_desc){ .addr = LOAD(&d->addr),
-				    .len = LOAD(&d->len),
-				    .flags = LOAD(&d->flags),
-				    .next = LOAD(&d->next) };
+	memcpy(&d, (const u8 *)t->desc + (size_t)i * sizeof(d), sizeof(d));
+	/* From here on only the copy is read. No atomic loads: an indirect table need not be
+	 * aligned, and values that are torn are the guest's own. */
+	__asm__ volatile("" : "+m"(d));
+	return d;
 }
 
 static int enter_indirect(struct virtqueue *q, const struct vring_desc *d, struct table *t)
@@ -143,7 +144,6 @@ static int enter_indirect(struct virtqueue *q, const struct vring_desc *d, struc
 		return broken(q, "a descriptor both indirect and chained");
 	if (!d->len || d->len % sizeof(struct vring_desc))
 		return broken(q, "an indirect table of a wrong size");
-	/* Not aligned in Linux's eyes either: the table is what the driver's allocator gives. */
 	t->desc = memory_at(q->mem, d->addr, d->len);
 	if (!t->desc)
 		return broken(q, "an indirect table that is not in RAM");

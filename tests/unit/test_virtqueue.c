@@ -128,6 +128,17 @@ Test(virtqueue, follows_an_indirect_table)
 	cr_assert_eq(req.iov[2].iov_base, memory_at(&mem, DATA + 512, 1));
 }
 
+Test(virtqueue, indirect_table_need_not_be_aligned)
+{
+	struct vring_desc d = { .addr = DATA, .len = 16 };
+
+	memcpy((u8 *)table + 3, &d, sizeof(d));
+	set(&desc[0], TABLE + 3, sizeof(d), VRING_DESC_F_INDIRECT, 0);
+	offer(0);
+	cr_assert_eq(virtqueue_pop(&q, &req), 1);
+	cr_assert_eq(req.iov[0].iov_base, memory_at(&mem, DATA, 1));
+}
+
 /* More descriptors than the queue has, as Linux does with indirect tables. */
 Test(virtqueue, indirect_table_may_be_longer_than_the_queue)
 {
