@@ -15,8 +15,6 @@
 #define MEMORY_DEFAULT MIB(256)
 #define MEMORY_MIN     MIB(32) /* less than that no 64-bit Linux boots */
 #define MEMORY_MAX     GIB(1024)
-#define CID_MIN	       3 /* below are the host and reserved ones (AF_VSOCK) */
-#define CID_MAX	       0xfffffffe
 
 static const char usage[] =
 	"usage: ballast-vmm --kernel IMAGE [options]\n"
@@ -49,7 +47,6 @@ static const char usage[] =
 	"                        a tap interface that exists, up to 4\n"
 	"  --balloon             memory balloon\n"
 	"  --rng                 random numbers of the host\n"
-	"  --vsock CID           sockets between host and guest\n"
 	"\n"
 	"control\n"
 	"  --qmp PATH            control socket (QMP), made with mode 0600\n"
@@ -299,13 +296,6 @@ static int opt_net(const struct parser *p, const char *value)
 	return r;
 }
 
-static int opt_vsock(const struct parser *p, const char *value)
-{
-	if (parse_u64(value, CID_MIN, CID_MAX, &p->c->vsock_cid) < 0)
-		return wrong(p, "--vsock %s: give a number from %d", value, CID_MIN);
-	return 0;
-}
-
 static int opt_qmp(const struct parser *p, const char *value)
 {
 	return set_string(p, &p->c->qmp, value);
@@ -335,7 +325,6 @@ static const struct option_row {
 	{ "uuid", opt_uuid, 0 },
 	{ "disk", opt_disk, 0 },
 	{ "net", opt_net, 0 },
-	{ "vsock", opt_vsock, 0 },
 	{ "qmp", opt_qmp, 0 },
 	{ "agent-socket", opt_agent_socket, 0 },
 	{ "balloon", NULL, FLAG(balloon) },

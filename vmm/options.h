@@ -33,8 +33,7 @@ struct vm_config {
 	struct net_config nets[VM_NETS_MAX];
 	u32 nr_nets;
 	bool balloon, rng;
-	u64 vsock_cid; /* 0: none */
-	char *qmp;     /* path of the control socket; NULL: none */
+	char *qmp; /* path of the control socket; NULL: none */
 	bool no_reboot, no_sandbox, no_agent, paused;
 	char *agent_socket; /* NULL: the agent's default */
 };

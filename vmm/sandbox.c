@@ -124,7 +124,6 @@ static const struct {
 } ioctls[] = {
 	{ 0xff00, 0xae00 },	    /* KVM */
 	{ 0xff00, 0xaa00 },	    /* userfaultfd */
-	{ 0xff00, 0xaf00 },	    /* vhost: vsock */
 	{ 0xffffffff, 0xc0606610 }, /* PAGEMAP_SCAN */
 	{ 0xffffffff, 0x5401 }, /* TCGETS and TCSETS, W, F; not TIOCSTI, which types for others */
 	{ 0xffffffff, 0x5402 },	    { 0xffffffff, 0x5403 },

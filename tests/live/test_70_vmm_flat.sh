@@ -5,12 +5,12 @@
 . "$(dirname "$0")/../lib.sh"
 
 VMM=$BUILD/ballast-vmm
-FLAT=$BUILD/tests/vmm_flat.bin
+IMAGE=$BUILD/tests/vmm_flat.bin
 VMM_ARGS=(--no-agent)
 # Sanitizers make system calls of their own.
 [ -z "${SAN:-}" ] || VMM_ARGS+=(--no-sandbox)
 
-timeout 10 "$VMM" "${VMM_ARGS[@]}" --flat "$FLAT" </dev/null >"$RUN/probe" 2>"$RUN/probe.log" &
+timeout 10 "$VMM" "${VMM_ARGS[@]}" --flat "$IMAGE" </dev/null >"$RUN/probe" 2>"$RUN/probe.log" &
 probe=$!
 probed() { grep -q START "$RUN/probe" || ! alive $probe; }
 wait_for 10 probed
@@ -46,7 +46,7 @@ ends() # TEST PID STATUS
 	check_eq "$1" "$3" $?
 }
 
-flat a --flat "$FLAT" --memory 64M
+flat a --flat "$IMAGE" --memory 64M
 a=$VMM_PID
 check vmm_flat_runs wait_for 20 reaches a 3
 # More than the FIFO and the pipe's piece hold, in order. A dot ends it.
@@ -63,7 +63,7 @@ check vmm_flat_cont quiet qmp a cont
 check vmm_flat_goes_on wait_for 20 reaches a $((r + 3))
 # Many times in a row, while it runs.
 for i in $(seq 50); do
-	qmp a stop >/dev/null && qmp a cont >/dev/null || fail vmm_flat_stop_cont "round $i"
+	if ! { qmp a stop && qmp a cont; } >/dev/null; then fail vmm_flat_stop_cont "round $i"; fi
 done
 check vmm_flat_runs_on wait_for 20 reaches a $(($(round a) + 3))
 
@@ -113,12 +113,12 @@ one_line() # TEST STATUS TEXT CMD...
 	check_eq "${test}_lines" 1 "$(wc -l <"$RUN/one.log")"
 	check "${test}_says" grep -qF -- "$text" "$RUN/one.log"
 }
-one_line vmm_flat_usage 2 "--cpus 99" "$VMM" --flat "$FLAT" --cpus 99
+one_line vmm_flat_usage 2 "--cpus 99" "$VMM" --flat "$IMAGE" --cpus 99
 one_line vmm_flat_missing 1 /nowhere "$VMM" --flat /nowhere
 : >"$RUN/empty"
 one_line vmm_flat_empty 1 "0 bytes" "$VMM" "${VMM_ARGS[@]}" --flat "$RUN/empty"
 if [ "$(id -u)" -eq 0 ] && [ "$(stat -c %a /dev/kvm)" = 600 ]; then
-	one_line vmm_flat_no_kvm 77 "/dev/kvm: Permission denied" setpriv --reuid=65534 --clear-groups "$VMM" --flat "$FLAT"
+	one_line vmm_flat_no_kvm 77 "/dev/kvm: Permission denied" setpriv --reuid=65534 --clear-groups "$VMM" --flat "$IMAGE"
 fi
 
 # The terminal: raw while it runs, and afterwards as it was, however it ends. With a key (Ctrl-A x), or by a signal.
@@ -130,7 +130,7 @@ terminal() # TEST SIGNAL|key
 	rm -f "$RUN"/stty.*
 	{ [ "$how" != key ] || { wait_for 10 test -e "$RUN/stty.raw"; printf '\001x'; }; sleep 2; } |
 		timeout -k 1 30 script -qec "exec 3<&0; stty -g >'$RUN/stty.before'
-		'$VMM' ${VMM_ARGS[*]} --flat '$FLAT' <&3 >/dev/null 2>&1 & p=\$!
+		'$VMM' ${VMM_ARGS[*]} --flat '$IMAGE' <&3 >/dev/null 2>&1 & p=\$!
 		for i in 1 2 3 4 5 6 7 8 9 10; do
 			sleep 0.2; stty -a <&3 | grep -q -- ' -icanon' && touch '$RUN/stty.raw' && break; done
 		$end; wait \$p; echo \$? >'$RUN/stty.status'
@@ -144,7 +144,7 @@ for how in key TERM INT HUP SEGV ABRT; do
 done
 
 # The end of input is not the end of the guest; a closed output neither.
-"$VMM" --name d "${VMM_ARGS[@]}" --qmp "$RUN/d.qmp" --flat "$FLAT" --memory 64M </dev/null 2>"$RUN/d.log" | head -n 1 >/dev/null &
+"$VMM" --name d "${VMM_ARGS[@]}" --qmp "$RUN/d.qmp" --flat "$IMAGE" --memory 64M </dev/null 2>"$RUN/d.log" | head -n 1 >/dev/null &
 wait_for 10 test -S "$RUN/d.qmp"
 sleep 0.5
 check vmm_flat_output_closed eval "qmp d query-status | grep -q running"
