@@ -14,7 +14,6 @@
 /* Enough for a distribution's kernel and initrd with room to work in. */
 #define MEMORY_DEFAULT MIB(256)
 #define MEMORY_MIN     MIB(32) /* less than that no 64-bit Linux boots */
-#define MEMORY_MAX     GIB(1024)
 
 static const char usage[] =
 	"usage: ballast-vmm --kernel IMAGE [options]\n"
@@ -136,12 +135,12 @@ static int opt_restore(const struct parser *p, const char *value)
 
 static int opt_memory(const struct parser *p, const char *value)
 {
-	return set_size(p, "memory", value, MEMORY_MIN, MEMORY_MAX, &p->c->memory_bytes);
+	return set_size(p, "memory", value, MEMORY_MIN, VM_MEMORY_MAX, &p->c->memory_bytes);
 }
 
 static int opt_hotplug(const struct parser *p, const char *value)
 {
-	return set_size(p, "hotplug", value, 0, MEMORY_MAX, &p->c->hotplug_bytes);
+	return set_size(p, "hotplug", value, 0, VM_MEMORY_MAX, &p->c->hotplug_bytes);
 }
 
 static int opt_cpus(const struct parser *p, const char *value)

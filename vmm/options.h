@@ -5,9 +5,10 @@
 
 #include "common/types.h"
 
-#define VM_DISKS_MAX 8
-#define VM_NETS_MAX  4
-#define VM_NAME_MAX  63
+#define VM_DISKS_MAX  8
+#define VM_NETS_MAX   4
+#define VM_MEMORY_MAX GIB(1024) /* of RAM, and of what can be plugged in */
+#define VM_NAME_MAX   63
 
 struct disk_config {
 	char *path;

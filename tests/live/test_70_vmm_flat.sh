@@ -103,6 +103,15 @@ check vmm_flat_restore_again wait_for 20 reaches c $((r + 1))
 printf r >&7
 ends vmm_flat_restored_reboot "$VMM_PID" 4
 exec 7>&-
+# Nothing on stdin, stdout and stderr at all.
+"$VMM" --name closed "${VMM_ARGS[@]}" --qmp "$RUN/closed.qmp" --flat "$IMAGE" --memory 64M <&- >&- 2>&- &
+closed=$!
+cleanup end_process $closed
+wait_for 10 test -S "$RUN/closed.qmp"
+check vmm_flat_closed_stdio eval "qmp closed query-status | grep -q running"
+check vmm_flat_closed_quit quiet qmp closed quit
+ends vmm_flat_closed_status $closed 0
+
 # Wrong usage, no KVM, broken images: one line each.
 one_line() # TEST STATUS TEXT CMD...
 {
