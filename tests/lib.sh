@@ -127,14 +127,15 @@ alive()
 	[ -n "$state" ] && [ "$state" != Z ] && [ "$state" != X ]
 }
 
-# wait_for SECONDS CMD...: polls until the command passes; fails when the time is up.
+# wait_for SECONDS CMD...: polls until the command passes; fails when the time is up. Every WAIT_POLL seconds.
+WAIT_POLL=0.05
 wait_for()
 {
 	local end=$((${EPOCHREALTIME/[.,]/} + $1 * 1000000))
 	shift
 	until "$@" >/dev/null 2>&1; do
 		[ "${EPOCHREALTIME/[.,]/}" -lt "$end" ] || return 1
-		sleep 0.05
+		sleep "$WAIT_POLL"
 	done
 }
 

@@ -374,6 +374,7 @@ run_kvm()
 			done
 			break
 		fi
+		# Status 0 without its closing line: the runner inside could not write.
 		result 'not ok' "$(script_name "${chosen[0]}"): the test host ended with it (status $rc)"
 		chosen=("${chosen[@]:1}")
 	done

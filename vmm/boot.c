@@ -14,25 +14,35 @@
 #define GDT_CODE32 0x00cf9b000000ffffULL
 #define GDT_DATA   0x00cf93000000ffffULL
 #define GDT_TSS	   0x00008b0000000067ULL
+#define GDT_DPL3   0x0000600000000000ULL
 /* What Linux's boot protocol asks for; PVH asks for none in particular. */
-#define SEL_CODE     0x10
-#define SEL_DATA     0x18
-#define SEL_TSS	     0x20
-#define GDT_NR	     5
+#define SEL_CODE 0x10
+#define SEL_DATA 0x18
+#define SEL_TSS	 0x20
+/* Those of Linux's own user mode: a KVM that runs guests in its host's CPL 3 knows no others. */
+#define SEL_USER_DATA 0x2b
+#define SEL_USER_CODE 0x33
+#define GDT_NR	      5
 
-#define CR0_PE	     (1ULL << 0)
-#define CR0_ET	     (1ULL << 4)
-#define CR0_PG	     (1ULL << 31)
-#define CR4_PAE	     (1ULL << 5)
-#define EFER_LME     (1ULL << 8)
-#define EFER_LMA     (1ULL << 10)
+#define CR0_PE	      (1ULL << 0)
+#define CR0_ET	      (1ULL << 4)
+#define CR0_PG	      (1ULL << 31)
+#define CR4_PAE	      (1ULL << 5)
+#define CR0_USER      (1ULL << 1 | 1ULL << 5 | 1ULL << 16 | 1ULL << 18) /* MP, NE, WP, AM */
+#define CR4_USER      (1ULL << 9 | 1ULL << 10)				/* OSFXSR, OSXMMEXCPT */
+#define EFER_LME      (1ULL << 8)
+#define EFER_LMA      (1ULL << 10)
 
-#define PTE_PRESENT  1
-#define PTE_WRITABLE 2
-#define PTE_LARGE    0x80
-#define PTES	     512
+#define PTE_PRESENT   1
+#define PTE_WRITABLE  2
+#define PTE_USER      4
+#define PTE_LARGE     0x80
+#define PTES	      512
 
-#define HDRS_OFFSET  0x202
+#define HDRS_OFFSET   0x202
+
+#define RFLAGS_ALWAYS 2
+#define RFLAGS_IOPL3  0x3000
 
 int boot_bad(char *error, const char *fmt, ...)
 {
@@ -143,16 +153,17 @@ u32 boot_memory_map(const struct guest_memory *m, struct boot_range ret[BOOT_MAP
 }
 
 /* The first GiB as it is, in 2 MiB pages: kernels map the rest themselves. */
-static void put_page_tables(const struct guest_memory *m)
+static void put_page_tables(const struct guest_memory *m, bool user)
 {
+	u64 flags = PTE_PRESENT | PTE_WRITABLE | (user ? PTE_USER : 0);
 	u64 *tables = memory_at(m, LAYOUT_PAGE_TABLES, 3 * PAGE_BYTES);
 	u64 *pdpt = tables + PTES, *pd = pdpt + PTES;
 
 	memset(tables, 0, 3 * PAGE_BYTES);
-	tables[0] = (LAYOUT_PAGE_TABLES + PAGE_BYTES) | PTE_PRESENT | PTE_WRITABLE;
-	pdpt[0] = (LAYOUT_PAGE_TABLES + 2 * PAGE_BYTES) | PTE_PRESENT | PTE_WRITABLE;
+	tables[0] = (LAYOUT_PAGE_TABLES + PAGE_BYTES) | flags;
+	pdpt[0] = (LAYOUT_PAGE_TABLES + 2 * PAGE_BYTES) | flags;
 	for (u64 i = 0; i < PTES; i++)
-		pd[i] = i << CHUNK_SHIFT | PTE_PRESENT | PTE_WRITABLE | PTE_LARGE;
+		pd[i] = i << CHUNK_SHIFT | flags | PTE_LARGE;
 }
 
 static struct kvm_segment segment(u64 descriptor, u16 selector)
@@ -170,12 +181,24 @@ static struct kvm_segment segment(u64 descriptor, u16 selector)
 	};
 }
 
+static void set_data_segments(struct kvm_sregs *sregs, struct kvm_segment data)
+{
+	sregs->ds = sregs->es = sregs->fs = sregs->gs = sregs->ss = data;
+}
+
 static void put_segments(const struct guest_memory *m, const struct boot_entry *entry,
 			 struct kvm_sregs *sregs)
 {
 	u64 code = entry->long_mode ? GDT_CODE64 : GDT_CODE32;
 	u64 gdt[GDT_NR] = { 0, 0, code, GDT_DATA, GDT_TSS };
 
+	/* User mode never loads a segment, and has no use for tables: they stay as after a reset.
+	 */
+	if (entry->user) {
+		sregs->cs = segment(code | GDT_DPL3, SEL_USER_CODE);
+		set_data_segments(sregs, segment(GDT_DATA | GDT_DPL3, SEL_USER_DATA));
+		return;
+	}
 	memcpy(memory_at(m, LAYOUT_GDT, sizeof(gdt)), gdt, sizeof(gdt));
 	sregs->gdt.base = LAYOUT_GDT;
 	sregs->gdt.limit = sizeof(gdt) - 1;
@@ -183,7 +206,7 @@ static void put_segments(const struct guest_memory *m, const struct boot_entry *
 	sregs->idt.base = 0;
 	sregs->idt.limit = 0;
 	sregs->cs = segment(code, SEL_CODE);
-	sregs->ds = sregs->es = sregs->fs = sregs->gs = sregs->ss = segment(GDT_DATA, SEL_DATA);
+	set_data_segments(sregs, segment(GDT_DATA, SEL_DATA));
 	sregs->tr = segment(GDT_TSS, SEL_TSS);
 	sregs->tr.limit = 0x67;
 }
@@ -194,19 +217,49 @@ void boot_registers(const struct guest_memory *m, const struct boot_entry *entry
 	put_segments(m, entry, sregs);
 	sregs->cr0 = CR0_PE | CR0_ET;
 	if (entry->long_mode) {
-		put_page_tables(m);
+		put_page_tables(m, entry->user);
 		sregs->cr0 |= CR0_PG;
 		sregs->cr3 = LAYOUT_PAGE_TABLES;
 		sregs->cr4 = CR4_PAE;
 		sregs->efer = EFER_LME | EFER_LMA;
 	}
+	/* What user mode finds under any system, SSE among it. */
+	if (entry->user) {
+		sregs->cr0 |= CR0_USER;
+		sregs->cr4 |= CR4_USER;
+	}
 	*ret_regs = (struct kvm_regs){
-		.rflags = 2, /* always one */
+		.rflags = RFLAGS_ALWAYS | (entry->user ? RFLAGS_IOPL3 : 0),
 		.rip = entry->rip,
+		.rdi = entry->rdi,
 		.rsi = entry->rsi,
 		.rbx = entry->rbx,
 		.rsp = entry->rsp,
 	};
+}
+
+int boot_load_flat(const struct guest_memory *m, int fd, struct boot_entry *ret,
+		   char error[BOOT_ERROR_MAX])
+{
+	u64 bytes;
+	void *p;
+	int r = file_bytes(fd, "flat image", &bytes, error);
+
+	if (r < 0)
+		return r;
+	p = bytes ? memory_at(m, LAYOUT_KERNEL, bytes) : NULL;
+	if (!p)
+		return boot_bad(error,
+				"the flat image has %llu bytes, which do not fit into --memory",
+				(unsigned long long)bytes);
+	r = boot_read(fd, p, bytes, 0, "flat image", error);
+	if (r == 0)
+		*ret = (struct boot_entry){ .long_mode = true,
+					    .user = true,
+					    .rip = LAYOUT_KERNEL,
+					    .rdi = m->ram_bytes,
+					    .rsp = LAYOUT_BOOT_STACK };
+	return r;
 }
 
 int boot_load(const struct guest_memory *m, const struct boot_source *src, struct boot_entry *ret,

@@ -30,7 +30,8 @@ struct boot_source {
 /* How the boot processor starts. */
 struct boot_entry {
 	bool long_mode; /* else 32-bit protected mode, paging off */
-	u64 rip, rsi, rbx, rsp;
+	bool user;	/* CPL 3 with IOPL 3, in long mode: a flat image */
+	u64 rip, rdi, rsi, rbx, rsp;
 };
 
 struct boot_range {
@@ -42,6 +43,15 @@ struct boot_range {
  * pread(). @error says which, without a final newline. */
 int boot_load(const struct guest_memory *m, const struct boot_source *src, struct boot_entry *ret,
 	      char error[BOOT_ERROR_MAX]);
+
+/*
+ * A flat image: raw code for tests and experiments, at LAYOUT_KERNEL, which is also its entry. It
+ * runs in user mode (CPL 3) and may use ports (IOPL 3); the first GiB is mapped as it is, %rdi is
+ * the size of RAM, and there is a small stack. There are no interrupts, and any exception is a
+ * triple fault. Even a KVM that cannot run kernels runs this.
+ */
+int boot_load_flat(const struct guest_memory *m, int fd, struct boot_entry *ret,
+		   char error[BOOT_ERROR_MAX]);
 
 /* Registers for @entry; @sregs as KVM gave them. Writes descriptor and page tables to guest RAM. */
 void boot_registers(const struct guest_memory *m, const struct boot_entry *entry,

@@ -31,7 +31,8 @@ int guest_load(struct vm *vm, char error[VM_ERROR_MAX])
 	struct boot_entry entry;
 	struct kvm_sregs sregs;
 	struct kvm_regs regs;
-	int r = boot_load(&vm->mem, &src, &entry, error);
+	int r = vm->cfg->flat ? boot_load_flat(&vm->mem, vm->kernel_fd, &entry, error)
+			      : boot_load(&vm->mem, &src, &entry, error);
 
 	if (r < 0)
 		return r;
@@ -82,6 +83,8 @@ int guest_open_images(struct vm *vm, char error[VM_ERROR_MAX])
 {
 	int r = 0;
 
+	if (vm->cfg->flat)
+		r = open_image(vm->cfg->flat, "flat image", &vm->kernel_fd, error);
 	if (vm->cfg->kernel)
 		r = open_image(vm->cfg->kernel, "kernel", &vm->kernel_fd, error);
 	if (r == 0 && vm->cfg->initrd)

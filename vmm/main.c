@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /* ballast-vmm: from the command line to the exit status. */
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
+#include <unistd.h>
 #include "vmm/console.h"
 #include "vmm/snapshot.h"
 #include "vmm/vm.h"
@@ -22,6 +24,15 @@ static void catch_fatal(void)
 		signal(signals[i], on_fatal);
 }
 
+/* Or what is opened first would be taken for stdin, stdout or stderr. */
+static void fill_standard_fds(void)
+{
+	for (int fd = 0; fd <= STDERR_FILENO; fd++) {
+		if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) != fd)
+			_exit(VM_END_FAILED);
+	}
+}
+
 int main(int argc, char **argv)
 {
 	char error[VM_ERROR_MAX];
@@ -30,6 +41,7 @@ int main(int argc, char **argv)
 	enum vm_end end;
 	struct vm *vm;
 
+	fill_standard_fds();
 	_Static_assert(VM_ERROR_MAX >= OPTIONS_ERROR_MAX, "one buffer for both");
 	switch (options_parse(argc, argv, &cfg, error, &text)) {
 	case OPTIONS_TEXT:

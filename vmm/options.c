@@ -14,9 +14,6 @@
 /* Enough for a distribution's kernel and initrd with room to work in. */
 #define MEMORY_DEFAULT MIB(256)
 #define MEMORY_MIN     MIB(32) /* less than that no 64-bit Linux boots */
-#define MEMORY_MAX     GIB(1024)
-#define CID_MIN	       3 /* below are the host and reserved ones (AF_VSOCK) */
-#define CID_MAX	       0xfffffffe
 
 static const char usage[] =
 	"usage: ballast-vmm --kernel IMAGE [options]\n"
@@ -28,6 +25,7 @@ static const char usage[] =
 	"  --kernel IMAGE        a bzImage, or a vmlinux with a PVH entry point\n"
 	"  --initrd FILE\n"
 	"  --cmdline TEXT        default: console=ttyS0\n"
+	"  --flat IMAGE          instead of a kernel: raw code that runs in user mode (vmm/boot.h)\n"
 	"  --restore DIR         go on from a snapshot (x-ballast-snapshot-save on the control\n"
 	"                        socket); --kernel is then what a reboot starts. Give devices as they\n"
 	"                        were; memory and processors are the snapshot's\n"
@@ -48,7 +46,6 @@ static const char usage[] =
 	"                        a tap interface that exists, up to 4\n"
 	"  --balloon             memory balloon\n"
 	"  --rng                 random numbers of the host\n"
-	"  --vsock CID           sockets between host and guest\n"
 	"\n"
 	"control\n"
 	"  --qmp PATH            control socket (QMP), made with mode 0600\n"
@@ -126,6 +123,11 @@ static int opt_cmdline(const struct parser *p, const char *value)
 	return set_string(p, &p->c->cmdline, value);
 }
 
+static int opt_flat(const struct parser *p, const char *value)
+{
+	return set_string(p, &p->c->flat, value);
+}
+
 static int opt_restore(const struct parser *p, const char *value)
 {
 	return set_string(p, &p->c->restore, value);
@@ -133,12 +135,12 @@ static int opt_restore(const struct parser *p, const char *value)
 
 static int opt_memory(const struct parser *p, const char *value)
 {
-	return set_size(p, "memory", value, MEMORY_MIN, MEMORY_MAX, &p->c->memory_bytes);
+	return set_size(p, "memory", value, MEMORY_MIN, VM_MEMORY_MAX, &p->c->memory_bytes);
 }
 
 static int opt_hotplug(const struct parser *p, const char *value)
 {
-	return set_size(p, "hotplug", value, 0, MEMORY_MAX, &p->c->hotplug_bytes);
+	return set_size(p, "hotplug", value, 0, VM_MEMORY_MAX, &p->c->hotplug_bytes);
 }
 
 static int opt_cpus(const struct parser *p, const char *value)
@@ -293,13 +295,6 @@ static int opt_net(const struct parser *p, const char *value)
 	return r;
 }
 
-static int opt_vsock(const struct parser *p, const char *value)
-{
-	if (parse_u64(value, CID_MIN, CID_MAX, &p->c->vsock_cid) < 0)
-		return wrong(p, "--vsock %s: give a number from %d", value, CID_MIN);
-	return 0;
-}
-
 static int opt_qmp(const struct parser *p, const char *value)
 {
 	return set_string(p, &p->c->qmp, value);
@@ -320,6 +315,7 @@ static const struct option_row {
 	{ "kernel", opt_kernel, 0 },
 	{ "initrd", opt_initrd, 0 },
 	{ "cmdline", opt_cmdline, 0 },
+	{ "flat", opt_flat, 0 },
 	{ "restore", opt_restore, 0 },
 	{ "memory", opt_memory, 0 },
 	{ "hotplug", opt_hotplug, 0 },
@@ -328,7 +324,6 @@ static const struct option_row {
 	{ "uuid", opt_uuid, 0 },
 	{ "disk", opt_disk, 0 },
 	{ "net", opt_net, 0 },
-	{ "vsock", opt_vsock, 0 },
 	{ "qmp", opt_qmp, 0 },
 	{ "agent-socket", opt_agent_socket, 0 },
 	{ "balloon", NULL, FLAG(balloon) },
@@ -368,8 +363,10 @@ static int check_whole(const struct parser *p)
 {
 	const struct vm_config *c = p->c;
 
-	if (!c->kernel && !c->restore)
+	if (!c->kernel && !c->flat && !c->restore)
 		return wrong(p, "nothing to run: give --kernel IMAGE or --restore DIR");
+	if (c->kernel && c->flat)
+		return wrong(p, "--kernel and --flat exclude each other");
 	if (c->initrd && !c->kernel)
 		return wrong(p, "--initrd needs --kernel");
 	if (c->paused && !c->qmp)
@@ -439,6 +436,7 @@ void vm_config_free(struct vm_config *c)
 	free(c->kernel);
 	free(c->initrd);
 	free(c->cmdline);
+	free(c->flat);
 	free(c->restore);
 	free(c->name);
 	free(c->uuid);

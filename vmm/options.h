@@ -5,9 +5,10 @@
 
 #include "common/types.h"
 
-#define VM_DISKS_MAX 8
-#define VM_NETS_MAX  4
-#define VM_NAME_MAX  63
+#define VM_DISKS_MAX  8
+#define VM_NETS_MAX   4
+#define VM_MEMORY_MAX GIB(1024) /* of RAM, and of what can be plugged in */
+#define VM_NAME_MAX   63
 
 struct disk_config {
 	char *path;
@@ -33,8 +34,7 @@ struct vm_config {
 	struct net_config nets[VM_NETS_MAX];
 	u32 nr_nets;
 	bool balloon, rng;
-	u64 vsock_cid; /* 0: none */
-	char *qmp;     /* path of the control socket; NULL: none */
+	char *qmp; /* path of the control socket; NULL: none */
 	bool no_reboot, no_sandbox, no_agent, paused;
 	char *agent_socket; /* NULL: the agent's default */
 };

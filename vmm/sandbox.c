@@ -94,6 +94,8 @@ static const int allowed[] = {
 	SCMP_SYS(rt_sigaction),
 	SCMP_SYS(rt_sigprocmask),
 	SCMP_SYS(rt_sigreturn),
+	SCMP_SYS(rseq), /* and this one: of threads that have just been started */
+	SCMP_SYS(set_robust_list),
 	SCMP_SYS(tgkill),
 	SCMP_SYS(set_robust_list), /* a thread that was made before the filter, and runs only now */
 	SCMP_SYS(rseq),
@@ -122,7 +124,6 @@ static const struct {
 } ioctls[] = {
 	{ 0xff00, 0xae00 },	    /* KVM */
 	{ 0xff00, 0xaa00 },	    /* userfaultfd */
-	{ 0xff00, 0xaf00 },	    /* vhost: vsock */
 	{ 0xffffffff, 0xc0606610 }, /* PAGEMAP_SCAN */
 	{ 0xffffffff, 0x5401 }, /* TCGETS and TCSETS, W, F; not TIOCSTI, which types for others */
 	{ 0xffffffff, 0x5402 },	    { 0xffffffff, 0x5403 },

@@ -184,6 +184,7 @@ static int read_config(int dir_fd, struct state_reader *reader, struct snapshot_
 		return r;
 	r = state_get_exact(reader, "config", 0, ret, sizeof(*ret));
 	if (r == 0 && (ret->cpus == 0 || ret->cpus > VM_VCPUS_MAX || ret->memory_bytes == 0 ||
+		       ret->memory_bytes > VM_MEMORY_MAX || ret->hotplug_bytes > VM_MEMORY_MAX ||
 		       ret->memory_bytes % CHUNK_BYTES || ret->hotplug_bytes % CHUNK_BYTES ||
 		       ret->nr_devices > LAYOUT_VIRTIO_MAX))
 		r = -EBADMSG;

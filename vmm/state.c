@@ -71,7 +71,7 @@ int state_put(struct state_writer *w, const char *tag, u32 instance, const void 
 	struct file_header *h;
 	int r;
 
-	if (strlen(tag) >= sizeof(record.tag) || bytes > STATE_RECORD_MAX ||
+	if (!tag[0] || strlen(tag) >= sizeof(record.tag) || bytes > STATE_RECORD_MAX ||
 	    (w->bytes && find(w->data, w->bytes, tag, instance)))
 		return -EINVAL;
 	r = reserve(w, header + sizeof(record) + padded);

@@ -192,7 +192,9 @@ static void *vcpu_main(void *arg)
 					__atomic_store_n(&run->immediate_exit, 0, __ATOMIC_SEQ_CST);
 					continue;
 				}
-				crash(v, "KVM_RUN: %s", strerror(errno));
+				/* A page of guest memory that the host cannot give: poisoned, or
+				 * a snapshot's file that was cut short. */
+				crash(v, "KVM cannot go on: %s", strerror(errno));
 				break;
 			}
 			v->exits[MIN(run->exit_reason, VM_EXIT_REASONS - 1)]++;

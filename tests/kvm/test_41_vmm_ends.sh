@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # timeout: 200
-# How ballast-vmm ends when things go wrong: one line that says why, the documented exit status, and the terminal as it
-# was found.
+# How ballast-vmm ends when a kernel's own instructions bring it down, or its image is broken: one line that says why, and
+# the documented exit status. The terminal: live/test_70_vmm_flat.sh.
 . "$(dirname "$0")/../lib.sh"
 . "$(dirname "$0")/kvm.sh"
 . "$(dirname "$0")/vmm.sh"
@@ -58,23 +58,3 @@ ends kvm_vmm_truncated 1 "truncated" "$RUN/short"
 head -c 100000 /dev/urandom >"$RUN/random"
 ends kvm_vmm_no_kernel 1 "neither a bzImage nor an ELF" "$RUN/random"
 ends kvm_vmm_missing 1 "/nowhere" /nowhere
-
-# The terminal: raw while it runs, and afterwards as it was, however it ends.
-# terminal TEST SIGNAL: in a pseudo terminal, where the guest (which says nothing) is ended by SIGNAL
-image "$RUN/idle" '\xf4\xeb\xfd'
-terminal()
-{
-	local test=$1 signal=$2
-	rm -f "$RUN"/stty.*
-	# A shell without job control gives what runs in its background /dev/null to read.
-	timeout -k 1 30 script -qec "exec 3<&0; stty -g >'$RUN/stty.before'
-		'$VMM' ${VMM_ARGS[*]} --no-agent --kernel '$RUN/idle' 2>/dev/null <&3 & p=\$!
-		for i in 1 2 3 4 5 6 7 8 9 10; do sleep 0.3; stty -a <&3 | grep -q -- ' -icanon' && touch '$RUN/stty.raw' && break; done
-		kill -$signal \$p; wait \$p
-		stty -g >'$RUN/stty.after'" /dev/null </dev/null >"$RUN/script.out" 2>&1
-	check "${test}_raw" test -e "$RUN/stty.raw"
-	check_eq "$test" "$(cat "$RUN/stty.before")" "$(cat "$RUN/stty.after")"
-}
-for signal in TERM INT HUP SEGV ABRT; do
-	terminal kvm_vmm_terminal_$signal $signal
-done

@@ -12,15 +12,18 @@ kvm_init kvm_vmm_control
 # echoes what it is sent.
 cat >"$RUN/job" <<'EOF'
 n=0
-# What the button's driver would do.
-echo enable >/sys/firmware/acpi/interrupts/ff_pwr_btn
+# The button's driver: without it the event is off.
+insmod /button.ko
 while :; do
 	echo "TICK $n button=$(tr -s ' ' </sys/firmware/acpi/interrupts/ff_pwr_btn | cut -d' ' -f2) gpe=$(tr -s ' ' </sys/firmware/acpi/interrupts/gpe00 | cut -d' ' -f2)"
 	n=$((n + 1))
 	sleep 0.2
 done
 EOF
-kvm_job 6.12 "$RUN/initrd" "$RUN/job"
+deb=$(ls build/cache/linux-image-6.12.*-cloud-amd64_*.deb | head -n 1)
+dpkg-deb --fsys-tarfile "$deb" | tar -xO --wildcards './lib/modules/*/kernel/drivers/acpi/button.ko.xz' |
+	busybox xzcat >"$RUN/button.ko" || die kvm_vmm_control_button "no button.ko in $deb"
+kvm_job 6.12 "$RUN/initrd" "$RUN/job" "$RUN/button.ko"
 VMM_INITRD=$RUN/initrd vmm_start a 6.12 2 "ballast.mode=job" --no-agent --qmp "$RUN/a.qmp"
 kvm_wait_up 90 a "$VMM_PID" "TICK 3" || die kvm_vmm_control_up "no ticks"
 a=$VMM_PID

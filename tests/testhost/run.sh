@@ -83,7 +83,7 @@ mkfifo "$run/output"
 cat "$run/output" &
 reader=$!
 # max: SVM with nested paging. panic=-1 and -no-reboot: a host that panics ends at once. The host dies with this script.
-setpriv --pdeathsig KILL qemu-system-x86_64 -name testhost -machine q35 -accel tcg,thread=${TH_THREAD:-multi} -cpu max \
+setpriv --pdeathsig KILL qemu-system-x86_64 -name testhost -machine q35 -accel tcg,thread=${TH_THREAD:-multi} -cpu ${TH_CPU:-max} \
 	-m "$mem" -smp "$cpus" -nodefaults -no-user-config -display none -no-reboot \
 	-kernel "$out/vmlinuz" -initrd "$out/initrd.gz" \
 	-append "console=ttyS0 quiet panic=-1 mitigations=off nokaslr random.trust_cpu=on" \

@@ -48,7 +48,7 @@ Test(vmm_options, everything)
 	cr_assert_eq(parse("--kernel k --initrd=i --memory 1G --hotplug 4G --cpus 16 --name vm "
 			   "--uuid 123e4567-e89b-12d3-a456-426614174000 --disk path=a,readonly "
 			   "--disk path=b,overlay=c,direct --net tap=t0 "
-			   "--net tap=t1,mac=02:00:00:00:0a:ff --balloon --rng --vsock 3 --qmp q "
+			   "--net tap=t1,mac=02:00:00:00:0a:ff --balloon --rng --qmp q "
 			   "--paused --no-reboot --no-agent --no-sandbox --agent-socket s"),
 		     OPTIONS_RUN, "%s", error);
 	cr_assert_eq(cfg.memory_bytes, GIB(1));
@@ -62,7 +62,6 @@ Test(vmm_options, everything)
 	cr_assert_not(cfg.nets[0].has_mac);
 	cr_assert(cfg.nets[1].has_mac);
 	cr_assert_eq(cfg.nets[1].mac[5], 0xff);
-	cr_assert_eq(cfg.vsock_cid, 3);
 	cr_assert(cfg.balloon && cfg.rng && cfg.paused && cfg.no_reboot && cfg.no_agent &&
 		  cfg.no_sandbox);
 	cr_assert_str_eq(cfg.agent_socket, "s");
@@ -101,7 +100,7 @@ Test(vmm_options, errors_name_the_thing)
 	wrong("--kernel k --net tap=t,mac=01:00:00:00:00:01", "mac=01");
 	wrong("--kernel k --net tap=t,mac=02:00:00:00:00", "mac=02");
 	wrong("--kernel k --net tap=t,mac=02:00:00:00:00:01:02", "mac=02");
-	wrong("--kernel k --vsock 2", "from 3");
+	wrong("--kernel k --flat f", "exclude");
 	wrong("--kernel k --paused", "--qmp");
 	wrong("--initrd i --restore d", "--kernel");
 	wrong("--kernel k --name ", "--name");

@@ -8,6 +8,7 @@
 # shellcheck disable=SC2034 # for the tests
 STOCK_DAEMON=(scan.cpu_percent=100 scan.interval=50ms scan.idle_interval=1s)
 STOCK_MIB=256
+STOCK_READY_S=90
 OUTSIDE=$BUILD/outside
 
 # stock_init TEST: prepares the guest.
@@ -41,7 +42,7 @@ stock_ready()
 	local test=$1 name
 	shift
 	for name; do
-		wait_for 90 __stock_up_or_dead "$name"
+		wait_for $STOCK_READY_S __stock_up_or_dead "$name"
 		console_has "$name" GUEST-READY || die "${test}_ready" "guest $name is not ready"
 	done
 	wait_for 10 vms_connected "$@" || die "${test}_connected" "not all agents are connected: $*"
