@@ -187,6 +187,11 @@ static void start_locked(struct virtio_device *d)
 	d->live = true;
 	if (r < 0)
 		virtio_broken(d, strerror(-r));
+	/* Linux's balloon driver fills a queue, and kicks, before it says DRIVER_OK. */
+	for (u32 q = 0; r >= 0 && !d->quiesced && q < d->ops->nr_queues; q++) {
+		if (d->queues[q].ready)
+			virtio_kick(d, q);
+	}
 }
 
 void virtio_set_status(struct virtio_device *d, u32 status)

@@ -9,8 +9,7 @@
 kvm_init kvm_balloon
 MIB=$((1 << 20))
 
-# The guest does what it is told on its console's other side: nothing. It fills memory, says so, frees it, and so on, in
-# turns that the host can follow; "rest" is a second.
+# The guest fills memory, says so, frees it, and waits for what it can see of what the host does.
 cat >"$RUN/job" <<'END'
 total() { sed -n 's/^MemTotal: *\([0-9]*\) kB/\1/p' /proc/meminfo; }
 mount -t tmpfs -o size=90% fill /tmp
@@ -23,7 +22,6 @@ echo "GUEST-FREED"
 # Hotplug: as soon as it is there, use it.
 n=0
 until [ "$(total)" -gt 300000 ]; do sleep 0.2; n=$((n + 1)); [ $n -lt 600 ] || exit 1; done
-# What is plugged may have to be told to be used (the default of the kernel's configuration).
 echo "GUEST-PLUGGED $(total)"
 fill 280 b
 echo "GUEST-USED $(sha256sum </tmp/b)"
@@ -47,58 +45,61 @@ guest_stat() { vmm_qmp "$1" qom-get '{"path": "/machine/peripheral/balloon0", "p
 stats_known() { [ "$(guest_stat "$1" stat-total-memory)" -gt 0 ] 2>/dev/null; }
 
 for release in "${KVM_RELEASES[@]}"; do
-	name=balloon-$release test=kvm_balloon_${release/./_}
-	kvm_job "$release" "$RUN/$name.initrd" "$RUN/job"
-	VMM_INITRD=$RUN/$name.initrd vmm_start "$name" "$release" 1 "ballast.mode=job memhp_default_state=online_movable" \
-		--no-agent --balloon --hotplug 512M --qmp "$RUN/$name.qmp"
+	vm=balloon-$release test=kvm_balloon_${release/./_}
+	kvm_job "$release" "$RUN/$vm.initrd" "$RUN/job"
+	VMM_INITRD=$RUN/$vm.initrd vmm_start "$vm" "$release" 1 "ballast.mode=job ballast.then=sleep memhp_default_state=online_movable" \
+		--no-agent --balloon --hotplug 512M --qmp "$RUN/$vm.qmp"
 	pid=$VMM_PID
-	if ! kvm_wait_up 90 "$name" "$pid" GUEST-FREED; then
+	if ! kvm_wait_up 90 "$vm" "$pid" GUEST-FREED; then
 		fail "$test" "no GUEST-FREED"
 		end_process "$pid" KILL
 		continue
 	fi
 
 	# The guest freed 100 MiB: it reports them, some seconds later, in blocks of 2 MiB or more.
-	reported() { [ "$(device_stat "$name" reported-bytes)" -ge $((90 * MIB)) ]; }
+	reported() { [ "$(device_stat "$vm" reported-bytes)" -ge $((90 * MIB)) ]; }
 	check "${test}_reports" wait_for 60 reported
 	idle=$(mem_kib "$pid")
+	echo "# $release: reported $(device_stat "$vm" reported-bytes) bytes"
 	echo "# $release: PSS with its free pages reported: $idle KiB of $((VMM_MIB * 1024))"
 	check "${test}_reported_is_gone" test "$idle" -lt $(((VMM_MIB - 80) * 1024))
 
 	# Statistics.
-	check "${test}_stats_on" quiet vmm_qmp "$name" qom-set \
+	check "${test}_stats_on" quiet vmm_qmp "$vm" qom-set \
 		'{"path": "/machine/peripheral/balloon0", "property": "guest-stats-polling-interval", "value": 1}'
-	check "${test}_stats" wait_for 20 stats_known "$name"
-	check_ge "${test}_stats_total" $(((VMM_MIB - 60) * MIB)) "$(guest_stat "$name" stat-total-memory)"
-	updated=$(guest_stat "$name" last-update)
-	newer() { [ "$(guest_stat "$name" last-update)" -gt "$updated" ]; }
+	check "${test}_stats" wait_for 20 stats_known "$vm"
+	vmm_qmp "$vm" qom-get '{"path": "/machine/peripheral/balloon0", "property": "guest-stats"}' | sed 's/^/# /'
+	check_ge "${test}_stats_total" $(((VMM_MIB - 60) * MIB)) "$(guest_stat "$vm" stat-total-memory)"
+	updated=$(guest_stat "$vm" last-update)
+	newer() { [ "$(guest_stat "$vm" last-update)" -gt "$updated" ]; }
 	check "${test}_stats_again" wait_for 20 newer
 
 	# In, and out again. Reporting has taken the free pages already: what the balloon takes are its frames, discarded.
-	check "${test}_in" quiet vmm_qmp "$name" balloon "{\"value\": $((160 * MIB))}"
-	check "${test}_in_reached" wait_for 60 actual_below "$name" $((161 * MIB))
-	check_ge "${test}_inflated" $((90 * 256)) "$(device_stat "$name" inflated-pages)"
-	check_eq "${test}_bad_frames" 0 "$(device_stat "$name" bad-frames)"
-	echo "# $release: PSS with $(($(actual "$name") / MIB)) MiB left to the guest: $(mem_kib "$pid") KiB"
+	check "${test}_in" quiet vmm_qmp "$vm" balloon "{\"value\": $((160 * MIB))}"
+	check "${test}_in_reached" wait_for 60 actual_below "$vm" $((161 * MIB))
+	check_ge "${test}_inflated" $((90 * 256)) "$(device_stat "$vm" inflated-pages)"
+	check_eq "${test}_bad_frames" 0 "$(device_stat "$vm" bad-frames)"
+	echo "# $release: PSS with $(($(actual "$vm") / MIB)) MiB left to the guest: $(mem_kib "$pid") KiB"
 	check "${test}_in_is_gone" mem_below "$pid" $((idle + 4096))
-	check "${test}_out" quiet vmm_qmp "$name" balloon "{\"value\": $((256 * MIB))}"
-	check "${test}_out_reached" wait_for 60 actual_above "$name" $((255 * MIB))
+	check "${test}_out" quiet vmm_qmp "$vm" balloon "{\"value\": $((256 * MIB))}"
+	check "${test}_out_reached" wait_for 60 actual_above "$vm" $((255 * MIB))
 
 	# Hotplug: 256 MiB more. The guest fills them, frees them, and gives them back.
-	check "${test}_plug" quiet vmm_qmp "$name" qom-set \
+	check "${test}_plug" quiet vmm_qmp "$vm" qom-set \
 		"{\"path\": \"/machine/peripheral/vmem0\", \"property\": \"requested-size\", \"value\": $((256 * MIB))}"
-	check "${test}_plugged" kvm_wait_up 90 "$name" "$pid" GUEST-PLUGGED
-	check "${test}_used" kvm_wait_up 90 "$name" "$pid" GUEST-UNUSED
+	check "${test}_plugged" kvm_wait_up 90 "$vm" "$pid" GUEST-PLUGGED
+	check "${test}_used" kvm_wait_up 90 "$vm" "$pid" GUEST-UNUSED
 	used=$(mem_kib "$pid")
-	echo "# $release: PSS when 280 MiB were used: $used KiB; plugged: $(vmm_qmp "$name" query-memory-size-summary)"
-	check "${test}_unplug" quiet vmm_qmp "$name" qom-set \
+	echo "# $release: PSS when 280 MiB were used: $used KiB; plugged: $(vmm_qmp "$vm" query-memory-size-summary)"
+	check "${test}_unplug" quiet vmm_qmp "$vm" qom-set \
 		'{"path": "/machine/peripheral/vmem0", "property": "requested-size", "value": 0}'
-	check "${test}_unplugged" kvm_wait_up 90 "$name" "$pid" GUEST-UNPLUGGED
+	check "${test}_unplugged" kvm_wait_up 90 "$vm" "$pid" GUEST-UNPLUGGED
 	check_eq "${test}_unplugged_all" 0 \
-		"$(vmm_qmp "$name" query-memory-size-summary | sed -n 's/.*"plugged-memory": *\([0-9]*\).*/\1/p')"
+		"$(vmm_qmp "$vm" query-memory-size-summary | sed -n 's/.*"plugged-memory": *\([0-9]*\).*/\1/p')"
 	check "${test}_unplugged_is_gone" wait_for 60 mem_below "$pid" $((idle + 40000))
 	echo "# $release: PSS in the end: $(mem_kib "$pid") KiB"
-	VMM_WAIT=60 vmm_wait "$pid"
+	check "${test}_job" kvm_wait_up 20 "$vm" "$pid" "GUEST-JOB status=0"
+	check "${test}_quit" quiet vmm_qmp "$vm" quit
+	vmm_wait "$pid"
 	check_eq "${test}_ends" 0 "$VMM_STATUS"
-	check "${test}_job" grep -q "GUEST-JOB status=0" "$RUN/$name.console"
 done

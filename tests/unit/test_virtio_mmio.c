@@ -144,6 +144,22 @@ Test(virtio_mmio, answers_a_simple_driver)
 		cr_assert_eq(echo(0), 0u);
 }
 
+/* Linux's balloon driver does so. */
+Test(virtio_mmio, kick_before_the_driver_is_ready)
+{
+	const struct driver_buf bufs[] = { { DRIVER_DATA, 5, false },
+					   { DRIVER_DATA + 0x1000, 16, true } };
+
+	driver_negotiate(&v, ALL);
+	driver_queues(&v);
+	driver_queue(&v, 1, bufs, 2);
+	driver_kick(&v, 1);
+	driver_run(&v);
+	cr_assert_eq(driver_used(&v, 1)->idx, 0);
+	driver_write(&v, VIRTIO_MMIO_STATUS, 15);
+	driver_wait(&v, 1);
+}
+
 Test(virtio_mmio, legacy_driver_is_refused)
 {
 	driver_write(&v, VIRTIO_MMIO_STATUS, 3);
