@@ -17,6 +17,8 @@ LDFLAGS += -pthread
 ifneq ($(SAN),)
 CFLAGS  += -fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=undefined
 LDFLAGS += -fsanitize=$(SAN)
+# Fences are between a device and its guest, whom TSan does not see.
+CFLAGS  += $(if $(findstring thread,$(SAN)),-Wno-tsan)
 # jemalloc replaces the allocator that the sanitizers instrument, so it stays out of their builds.
 JEMALLOC :=
 else
@@ -32,13 +34,15 @@ HOOKS   := $(filter-out hypervisor-hooks/preload.c,$(wildcard hypervisor-hooks/*
 # main.c and the core are apart so that tests link the daemon's parts without its main().
 DAEMON  := $(filter-out daemon/main.c,$(wildcard daemon/*.c))
 CTL     := $(wildcard ctl/*.c)
+VMM     := $(filter-out vmm/main.c,$(wildcard vmm/*.c))
 
 obj = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 
 LIBS_DAEMON := $(JEMALLOC) -lxxhash -lurcu -lsystemd -linih -ljansson -lmicrohttpd -lm
 LIBS_CTL    := -lxxhash -ljansson
+LIBS_VMM    := -lxxhash -lsystemd -ljansson -luring -lseccomp
 
-BINS := $(BUILD)/ballastd $(BUILD)/ballastctl $(BUILD)/ballast-run $(BUILD)/libballast-preload.so
+BINS := $(BUILD)/ballastd $(BUILD)/ballastctl $(BUILD)/ballast-vmm $(BUILD)/ballast-run $(BUILD)/libballast-preload.so
 
 # `make check` and `make demo` first install what is missing, then build: two steps, because make
 # would otherwise look for headers before apt has brought them.
@@ -76,6 +80,9 @@ $(BUILD)/ballastd: $(call obj,daemon/main.c $(DAEMON) $(KSMD) $(METRICS) $(BALLO
 
 $(BUILD)/ballastctl: $(call obj,$(CTL) $(COMMON))
 	$(CC) $(LDFLAGS) -o $@ $^ $(LIBS_CTL)
+
+$(BUILD)/ballast-vmm: $(call obj,vmm/main.c $(VMM)) $(BUILD)/libballast-hooks.a
+	$(CC) $(LDFLAGS) -o $@ $^ $(LIBS_VMM)
 
 $(BUILD)/ballast-run: hypervisor-hooks/ballast-run
 	@mkdir -p $(@D)

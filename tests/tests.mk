@@ -3,7 +3,7 @@
 
 # One Criterion program holds all unit tests and links everything but the three main()s.
 UNIT      := $(wildcard tests/unit/*.c)
-UNIT_SRCS := $(UNIT) $(COMMON) $(KSMD) $(METRICS) $(BALLOON) $(HOOKS) $(DAEMON) $(filter-out ctl/main.c,$(CTL))
+UNIT_SRCS := $(UNIT) $(COMMON) $(KSMD) $(METRICS) $(BALLOON) $(HOOKS) $(DAEMON) $(filter-out ctl/main.c,$(CTL)) $(VMM)
 UNIT_BIN  := $(BUILD)/tests/unit
 
 # Each tests/live/NAME.c is a program of its own on the real agent library; tests/live/test_*.sh run them.
@@ -58,7 +58,7 @@ CLANG_FORMAT ?= clang-format-14
 
 $(UNIT_BIN): $(call obj,$(UNIT_SRCS))
 	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS) -o $@ $^ $(LIBS_DAEMON) -lcriterion -ldl
+	$(CC) $(LDFLAGS) -o $@ $^ $(LIBS_DAEMON) $(LIBS_VMM) -lcriterion -ldl
 
 # Objects before the library: live.mk adds some.
 $(LIVE_BINS): $(BUILD)/tests/%: $(call obj,tests/live/%.c) $(BUILD)/libballast-hooks.a

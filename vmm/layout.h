@@ -14,8 +14,9 @@
 #define LAYOUT_CMDLINE	   0x20000
 #define LAYOUT_CMDLINE_MAX 0x10000
 #define LAYOUT_EBDA	   0x9fc00 /* RAM ends here below 1 MiB */
-#define LAYOUT_ACPI	   0xe0000 /* RSDP and all tables, to 0xfffff */
-#define LAYOUT_ACPI_BYTES  0x20000
+#define LAYOUT_ACPI	   0xe0000 /* RSDP and all tables */
+#define LAYOUT_ACPI_BYTES  0x1f000
+#define LAYOUT_VMGENID	   0xff000 /* a page of its own: the generation id that acpi.c tells of */
 #define LAYOUT_KERNEL	   0x100000
 
 /* Devices. */
@@ -36,7 +37,7 @@
 
 #define LAYOUT_PORT_SERIAL 0x3f8
 #define LAYOUT_PORT_I8042  0x60	 /* and 0x64: reset */
-#define LAYOUT_PORT_ACPI   0x600 /* PM1a event, PM1a control, PM timer, reset, sleep */
+#define LAYOUT_PORT_ACPI   0x600 /* pm.h: PM1a event and control, GPE0, reset */
 
 /* Skips the SCI. */
 static inline u32 layout_virtio_irq(u32 index)

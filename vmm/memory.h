@@ -34,6 +34,7 @@ struct guest_memory {
 	struct memory_slot slots[MEMORY_SLOTS_MAX];
 	u32 nr_slots;
 	u64 ram_bytes;		/* without the hotplug area */
+	bool restored;		/* slots are private mappings of a snapshot's memory file */
 	struct bh_agent *agent; /* NULL: no daemon; then all below is plain madvise() */
 };
 
@@ -41,6 +42,10 @@ struct guest_memory {
  * -ENOMEM. */
 int memory_init(struct guest_memory *m, u64 ram_bytes, u64 hotplug_bytes);
 void memory_free(struct guest_memory *m);
+
+/* Shows @fd from @offset on in slot @slot, privately: for a snapshot, before there is an agent's
+ * region or a pointer into it. */
+int memory_map_file(struct guest_memory *m, u32 slot, int fd, u64 offset);
 
 /* The pointer to [gpa, gpa + bytes), or NULL when that is not RAM, whole, in one slot. @bytes > 0.
  */
@@ -56,5 +61,19 @@ int memory_attach(struct guest_memory *m, const struct bh_config *cfg, const cha
 /* The range reads as zeros afterwards and costs nothing (balloon, free page reporting, unplug).
  * Whole pages inside RAM only: -EINVAL. */
 int memory_discard(struct guest_memory *m, u64 gpa, u64 bytes);
+
+/*
+ * memory_hooks.c, for devices, from any thread. A device pins what is read or written past the page
+ * tables (direct I/O) before the kernel is handed the address, and unpins just that when it is
+ * done.
+ */
+void memory_pin(const struct guest_memory *m, const void *hva, u64 bytes);
+void memory_unpin(const struct guest_memory *m, const void *hva, u64 bytes);
+/* The range was just filled from an image that nobody writes, from @sector (512 bytes) on. Before
+ * the guest is told. A hint; whole pages only. Returns how many pages it was told of. */
+u64 memory_note_disk_read(const struct guest_memory *m, const void *hva, u64 bytes,
+			  const struct bh_disk *disk, u64 sector);
+/* The range was just filled with something else. */
+void memory_note_written(const struct guest_memory *m, const void *hva, u64 bytes);
 
 #endif

@@ -3,7 +3,7 @@
 # libFuzzer, `make check` with replay.c (tests/fuzz/README.md).
 
 FUZZ_TARGETS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
-FUZZ_LIB     := $(COMMON) $(KSMD) $(METRICS) $(BALLOON) $(HOOKS) $(DAEMON) $(filter-out ctl/main.c,$(CTL))
+FUZZ_LIB     := $(COMMON) $(KSMD) $(METRICS) $(BALLOON) $(HOOKS) $(DAEMON) $(filter-out ctl/main.c,$(CTL)) $(VMM)
 
 # --- for make check: the build's own compiler and sanitizers --------------------------------------
 FUZZ_REPLAY := $(FUZZ_TARGETS:%=$(BUILD)/tests/fuzz/%)
@@ -12,7 +12,7 @@ check-built: $(FUZZ_REPLAY)
 
 $(FUZZ_REPLAY): $(BUILD)/tests/fuzz/%: $(call obj,tests/fuzz/fuzz_%.c tests/fuzz/replay.c $(FUZZ_LIB))
 	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS) -o $@ $^ $(LIBS_DAEMON) -ldl
+	$(CC) $(LDFLAGS) -o $@ $^ $(LIBS_DAEMON) $(LIBS_VMM) -ldl
 
 # --- make fuzz: clang and libFuzzer, in a folder of its own -----------------------------------------
 FUZZ_CC      ?= clang
@@ -20,8 +20,8 @@ FUZZ_SECONDS ?= 60
 FUZZ         ?=
 FUZZ_DIR     := build/fuzz
 FUZZ_BINS    := $(FUZZ_TARGETS:%=$(FUZZ_DIR)/%)
-# clang checks format strings that gcc does not.
-FUZZ_SAN     := -Wno-format-nonliteral -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+# clang checks format strings that gcc does not, and for libraries' macros and structures gcc has no word.
+FUZZ_SAN     := -Wno-format-nonliteral -Wno-gnu-variable-sized-type-not-at-end -Wno-missing-field-initializers -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 fuzz_obj      = $(patsubst %.c,$(FUZZ_DIR)/obj/%.o,$(1))
 
 .PHONY: fuzz fuzz-built
@@ -39,6 +39,6 @@ $(FUZZ_DIR)/obj/%.o: %.c
 
 $(FUZZ_BINS): $(FUZZ_DIR)/%: $(call fuzz_obj,tests/fuzz/fuzz_%.c $(FUZZ_LIB))
 	@mkdir -p $(@D)
-	$(FUZZ_CC) -pthread -fsanitize=fuzzer,address,undefined -o $@ $^ $(filter-out -ljemalloc,$(LIBS_DAEMON)) -ldl
+	$(FUZZ_CC) -pthread -fsanitize=fuzzer,address,undefined -o $@ $^ $(filter-out -ljemalloc,$(LIBS_DAEMON)) $(LIBS_VMM) -ldl
 
 -include $(shell find $(FUZZ_DIR)/obj -name '*.d' 2>/dev/null)

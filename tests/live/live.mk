@@ -38,3 +38,12 @@ $(call obj,tests/live/tool_huge.c): CFLAGS += -fno-sanitize=thread
 # The balloon's client and controller without a daemon.
 $(BUILD)/tests/tool_balloon: $(call obj,$(BALLOON))
 $(BUILD)/tests/tool_balloon: LIVE_LIBS += -lsystemd -ljansson -lm
+
+# The flat guest of test_70: code for ballast-vmm --flat. Nothing of CFLAGS, as above.
+VMM_FLAT := $(BUILD)/tests/vmm_flat.bin
+$(VMM_FLAT): tests/live/vmm/guest.c tests/live/vmm/guest.ld vmm/layout.h vmm/pm.h
+	@mkdir -p $(@D)
+	$(CC) -std=gnu11 -O2 $(WARN) -I. -ffreestanding -fno-pic -fno-stack-protector -fno-asynchronous-unwind-tables \
+		-mno-sse -mno-red-zone -fcf-protection=none -nostdlib -static -Wl,--build-id=none -Wl,--oformat=binary \
+		-Wl,-T,tests/live/vmm/guest.ld -o $@ $<
+check-built: $(VMM_FLAT)

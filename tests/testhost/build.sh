@@ -16,7 +16,7 @@ out=build/testhost
 modules=(9p 9pnet_virtio virtio_rng
 	ccp kvm_amd
 	tun bridge veth vhost_net vhost_vsock
-	zram lz4 zstd loop overlay ext4 nbd)
+	zram lz4 zstd loop overlay ext4 crc32c_generic nbd)
 
 mkdir -p $out
 exec 9>$out/.lock
