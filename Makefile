@@ -17,6 +17,8 @@ LDFLAGS += -pthread
 ifneq ($(SAN),)
 CFLAGS  += -fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=undefined
 LDFLAGS += -fsanitize=$(SAN)
+# Fences are between a device and its guest, whom TSan does not see.
+CFLAGS  += $(if $(findstring thread,$(SAN)),-Wno-tsan)
 # jemalloc replaces the allocator that the sanitizers instrument, so it stays out of their builds.
 JEMALLOC :=
 else

@@ -53,6 +53,7 @@ kvm_job()
 
 # kvm_microvm NAME RELEASE CPUS "KERNEL PARAMETERS" ARG...: QEMU's microvm, the peer of ballast-vmm. $QEMU_PID is its pid, its
 # console is in $RUN/NAME.console. Not through ballast-run. No PCI: its devices are virtio-mmio, found by ACPI.
+# KVM_INITRD: another initrd than the release's, see kvm_job.
 kvm_microvm()
 {
 	local name=$1 guest cpus=$3 params=$4
@@ -60,7 +61,7 @@ kvm_microvm()
 	shift 4
 	start "$RUN/$name.log" "$QEMU" -name "$name" -machine microvm,acpi=on -accel kvm -cpu host -m "$STOCK_MIB" \
 		-smp "$cpus" -nodefaults -no-user-config -display none -no-reboot -serial "file:$RUN/$name.console" \
-		-kernel "$guest/vmlinuz" -initrd "$guest/initrd.gz" -append "console=ttyS0 quiet panic=-1 $params" "$@"
+		-kernel "$guest/vmlinuz" -initrd "${KVM_INITRD:-$guest/initrd.gz}" -append "console=ttyS0 quiet panic=-1 $params" "$@"
 	# shellcheck disable=SC2034 # for the test
 	QEMU_PID=$PID
 }

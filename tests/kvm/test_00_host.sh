@@ -29,7 +29,7 @@ check kvm_host_mglru test -e /sys/kernel/mm/lru_gen/enabled
 check kvm_host_ksm test -w /sys/kernel/mm/ksm/run
 check kvm_host_zswap test -e /sys/module/zswap/parameters/enabled
 check kvm_host_vhost test -c /dev/vhost-net -a -c /dev/vhost-vsock
-check kvm_host_loopback busybox ping -c 1 -W 2 127.0.0.1 >/dev/null
+check kvm_host_loopback sh -c "busybox ping -c 1 -W 5 127.0.0.1 >/dev/null"
 
 if [ "${BALLAST_TESTHOST:-}" = emulated ]; then
 	# Swap on a machine that somebody uses is theirs; here nobody does.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# timeout: 300
+# timeout: 400
 # live/test_10_kvm_integrity on hardware-style KVM: there the MMU notifiers tear second-level page tables down under a
 # running guest, what a KVM without nested paging does not have. Fewer accesses, since the host is emulated.
 . "$(dirname "$0")/../lib.sh"

@@ -12,8 +12,8 @@ for source in tests/fuzz/fuzz_*.c; do
 	# How many mutations take a few seconds; most take some microseconds, each of agents starts a daemon.
 	case $target in
 	agents) count=1000 ;;
-	control) count=10000 ;;
-	config) count=20000 ;;
+	control | monitor) count=10000 ;;
+	config | boot) count=20000 ;;
 	*) count=100000 ;;
 	esac
 	program=$BUILD/tests/fuzz/$target
