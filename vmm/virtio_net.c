@@ -65,12 +65,13 @@ static int deliver(struct net *n, const u8 *packet, size_t bytes)
 {
 	bool merge = virtio_has(&n->d, VIRTIO_NET_F_MRG_RXBUF);
 	struct virtqueue *q = &n->d.queues[QUEUE_RX];
-	struct virtqueue_request first, r;
+	/* The first, which has the header, and the one that is being filled. */
+	struct virtqueue_request requests[2];
 	size_t done = 0;
 	u16 nr = 0;
 
 	while (done < bytes) {
-		struct virtqueue_request *to = nr ? &r : &first;
+		struct virtqueue_request *to = &requests[nr > 0];
 		size_t part;
 		int e;
 
@@ -96,7 +97,8 @@ static int deliver(struct net *n, const u8 *packet, size_t bytes)
 		done += part;
 		nr++;
 	}
-	virtqueue_write(&first, offsetof(struct virtio_net_hdr_v1, num_buffers), &nr, sizeof(nr));
+	virtqueue_write(&requests[0], offsetof(struct virtio_net_hdr_v1, num_buffers), &nr,
+			sizeof(nr));
 	virtqueue_publish(q, nr);
 	n->stats.rx_packets++;
 	n->stats.rx_bytes += bytes - HEADER_BYTES;

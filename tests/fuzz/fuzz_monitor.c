@@ -42,7 +42,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 	return 0;
 }
 
-static void irq(void *arg, bool level)
+static void no_irq(void *arg, bool level)
 {
 }
 
@@ -93,7 +93,7 @@ int LLVMFuzzerTestOneInput(const u8 *data, size_t size)
 {
 	static const char hello[] = "{\"execute\":\"qmp_capabilities\"}";
 	static const char ask[] = "{\"execute\":\"query-status\"}";
-	static const struct pm_backend backend = { .irq = irq };
+	static const struct pm_backend backend = { .irq = no_irq };
 	struct input in = { data, data + size };
 	u8 piece = input_u8(&in);
 	bool gone = false;

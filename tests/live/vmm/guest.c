@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The flat guest of ballast-vmm's tests: fills memory with words that it can tell, checks them round
- * after round, and says "FLAT round=N errors=N" on the serial line. What it is sent:
+ * The flat guest of ballast-vmm's tests: fills memory with words that it can tell, checks them
+ *round after round, and says "FLAT round=N errors=N" on the serial line. What it is sent:
  *
  *	e	echoes the bytes that follow, up to a full stop
  *	q	powers off	r  resets	x  an exception, which is a triple fault
