@@ -93,23 +93,30 @@ static const char *why_no_tap(int error)
 static int add_net(struct vm *vm, u32 index, char *error)
 {
 	const struct net_config *net = &vm->cfg->nets[index];
-	int fd = net_tap_open(net->tap), r;
+	struct net_backend *backend;
 	struct virtio_device *d;
 	u8 mac[NET_MAC_BYTES];
+	int r = net->passt ? net_passt_open(net->passt, &backend)
+			   : net_tap_open(net->tap, &backend);
 
-	if (fd < 0) {
+	if (r < 0 && net->passt) {
+		snprintf(error, VM_ERROR_MAX, "cannot connect to passt at %s: %s", net->passt,
+			 strerror(-r));
+		return r;
+	}
+	if (r < 0) {
 		snprintf(error, VM_ERROR_MAX, "cannot open the interface %s: %s", net->tap,
-			 why_no_tap(fd));
-		return fd;
+			 why_no_tap(r));
+		return r;
 	}
 	if (net->has_mac)
 		memcpy(mac, net->mac, sizeof(mac));
 	else
 		make_mac(vm, index, mac);
-	r = virtio_net_new(vm, fd, mac, &d);
+	r = virtio_net_new(vm, backend, mac, &d);
 	if (r < 0) {
-		snprintf(error, VM_ERROR_MAX, "cannot make the network device on %s: %s", net->tap,
-			 strerror(-r));
+		snprintf(error, VM_ERROR_MAX, "cannot make the network device on %s: %s",
+			 net->passt ? net->passt : net->tap, strerror(-r));
 		return r;
 	}
 	return plug(vm, d, error);

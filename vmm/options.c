@@ -42,8 +42,8 @@ static const char usage[] =
 	"                        a raw image, up to 8. readonly: the guest cannot write it.\n"
 	"                        direct: past the host's page cache. overlay: what the guest writes\n"
 	"                        goes to that file (made if absent), and the image stays as it is\n"
-	"  --net tap=INTERFACE[,mac=XX:XX:XX:XX:XX:XX]\n"
-	"                        a tap interface that exists, up to 4\n"
+	"  --net tap=INTERFACE|passt=SOCKET[,mac=XX:XX:XX:XX:XX:XX]\n"
+	"                        a tap interface that exists, or the socket of passt(1); up to 4\n"
 	"  --balloon             memory balloon\n"
 	"  --rng                 random numbers of the host\n"
 	"\n"
@@ -264,6 +264,8 @@ static int parse_net(const struct parser *p, struct net_config *n, char *text)
 	while (r == 0 && (key = next_key(&text, &value))) {
 		if (strcmp(key, "tap") == 0 && value && *value) {
 			r = set_string(p, &n->tap, value);
+		} else if (strcmp(key, "passt") == 0 && value && *value) {
+			r = set_string(p, &n->passt, value);
 		} else if (strcmp(key, "mac") == 0 && value) {
 			n->has_mac = true;
 			if (parse_mac(value, n->mac) < 0)
@@ -272,11 +274,15 @@ static int parse_net(const struct parser *p, struct net_config *n, char *text)
 					  "02:00:00:00:00:01",
 					  value);
 		} else {
-			r = wrong(p, "--net: \"%s\" is not one of tap=INTERFACE, mac=ADDRESS", key);
+			r = wrong(
+				p,
+				"--net: \"%s\" is not one of tap=INTERFACE, passt=SOCKET, mac=ADDRESS",
+				key);
 		}
 	}
-	if (r == 0 && !n->tap)
-		r = wrong(p, "--net: give tap=INTERFACE (ip tuntap add mode tap INTERFACE)");
+	if (r == 0 && !n->tap == !n->passt)
+		r = wrong(p, "--net: give tap=INTERFACE (ip tuntap add mode tap INTERFACE) or "
+			     "passt=SOCKET");
 	return r;
 }
 
@@ -431,8 +437,10 @@ void vm_config_free(struct vm_config *c)
 		free(c->disks[i].path);
 		free(c->disks[i].overlay);
 	}
-	for (u32 i = 0; i < c->nr_nets; i++)
+	for (u32 i = 0; i < c->nr_nets; i++) {
 		free(c->nets[i].tap);
+		free(c->nets[i].passt);
+	}
 	free(c->kernel);
 	free(c->initrd);
 	free(c->cmdline);

@@ -17,7 +17,8 @@ struct disk_config {
 };
 
 struct net_config {
-	char *tap;    /* an interface that exists */
+	char *tap;    /* an interface that exists, or else */
+	char *passt;  /* the socket of passt(1) */
 	bool has_mac; /* else one is made from the VM's name and the interface's place */
 	u8 mac[6];
 };

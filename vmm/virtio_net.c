@@ -1,36 +1,18 @@
 /* SPDX-License-Identifier: MIT */
 #include <errno.h>
-#include <fcntl.h>
-#include <linux/if_tun.h>
 #include <linux/virtio_net.h>
-#include <net/if.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
-#include <unistd.h>
 #include "vmm/virtio_net.h"
 #include "vmm/vm.h"
 
-#define QUEUE_RX     0
-#define QUEUE_TX     1
+#define QUEUE_RX 0
+#define QUEUE_TX 1
 
-#define HEADER_BYTES sizeof(struct virtio_net_hdr_v1)
-/* The largest packet: 64 KiB of IP to be segmented, Ethernet and VLAN headers. */
-#define PACKET_MAX (HEADER_BYTES + 65535 + 18)
-#define ETHER_MIN  14
 /* Buffers that one packet may take: Linux's are at least a page or 1,500 bytes. */
 #define MERGE_MAX 64
 /* Packets a turn of the main loop. */
 #define BUDGET 64
-
-/* What the driver agrees to, as the tap knows it. */
-static const struct {
-	u32 feature, tun;
-} guest_offloads[] = {
-	{ VIRTIO_NET_F_GUEST_CSUM, TUN_F_CSUM },
-	{ VIRTIO_NET_F_GUEST_TSO4, TUN_F_TSO4 },
-	{ VIRTIO_NET_F_GUEST_TSO6, TUN_F_TSO6 },
-};
 
 #define OFFLOADS                                                             \
 	(1ULL << VIRTIO_NET_F_CSUM | 1ULL << VIRTIO_NET_F_GUEST_CSUM |       \
@@ -41,15 +23,12 @@ static const struct {
 struct net {
 	struct virtio_device d;
 	struct virtio_net_config config;
-	int fd;
-	bool offloads;		 /* the descriptor is a tap's */
+	struct net_backend *backend;
 	sd_event_source *source; /* of packets; off while the guest has no buffers */
 	size_t pending;		 /* bytes of @packet that wait for buffers */
 	struct virtio_net_stats stats;
-	u8 packet[PACKET_MAX];
+	u8 packet[NET_PACKET_MAX];
 };
-
-_Static_assert(sizeof(struct virtio_net_hdr_v1) == 12, "TUNSETVNETHDRSZ");
 
 static struct net *net_of(struct virtio_device *d)
 {
@@ -87,7 +66,7 @@ static int deliver(struct net *n, const u8 *packet, size_t bytes)
 			virtqueue_unpop(q, nr);
 			return 0;
 		}
-		if (to->in_bytes < HEADER_BYTES) {
+		if (to->in_bytes < NET_HEADER_BYTES) {
 			q->broken = true;
 			q->why_broken = "a receive buffer smaller than a header";
 			return -EBADMSG;
@@ -101,8 +80,19 @@ static int deliver(struct net *n, const u8 *packet, size_t bytes)
 			sizeof(nr));
 	virtqueue_publish(q, nr);
 	n->stats.rx_packets++;
-	n->stats.rx_bytes += bytes - HEADER_BYTES;
+	n->stats.rx_bytes += bytes - NET_HEADER_BYTES;
 	return 1;
+}
+
+/* The other side is gone, and does not come back. */
+static void link_down(struct net *n, int why)
+{
+	if (!(n->config.status & VIRTIO_NET_S_LINK_UP))
+		return;
+	vm_log(n->d.vm, "virtio net, device %u: the %s is gone: %s", n->d.index,
+	       n->backend->ops->name, strerror(-why));
+	n->config.status = 0;
+	virtio_config_changed(&n->d);
 }
 
 /* Packets as long as there are buffers. Returns whether to wait for more packets (and not for
@@ -116,9 +106,11 @@ static bool receive(struct net *n)
 	virtqueue_kicks_off(q);
 	while (budget--) {
 		if (!n->pending) {
-			ssize_t got = read(n->fd, n->packet, sizeof(n->packet));
+			ssize_t got = n->backend->ops->receive(n->backend, n->packet);
 
-			if (got < (ssize_t)HEADER_BYTES)
+			if (got < 0)
+				link_down(n, (int)got);
+			if (got <= 0)
 				break;
 			n->pending = (size_t)got;
 		}
@@ -134,7 +126,7 @@ static bool receive(struct net *n)
 	if (e < 0)
 		virtio_broken(&n->d, q->why_broken);
 	virtio_interrupt(&n->d, q);
-	return e > 0;
+	return e > 0 && n->config.status & VIRTIO_NET_S_LINK_UP;
 }
 
 static bool may_run(const struct net *n)
@@ -153,8 +145,7 @@ static int on_packet(sd_event_source *s, int fd, uint32_t revents, void *arg)
 	struct net *n = arg;
 
 	pthread_mutex_lock(&n->d.lock);
-	/* A tap that was taken down says EPOLLERR for ever: the guest's link is dead. */
-	listen_if(n, may_run(n) && !(revents & (EPOLLERR | EPOLLHUP)) && receive(n));
+	listen_if(n, may_run(n) && receive(n));
 	pthread_mutex_unlock(&n->d.lock);
 	return 0;
 }
@@ -164,13 +155,13 @@ static int on_packet(sd_event_source *s, int fd, uint32_t revents, void *arg)
 
 static void send_packet(struct net *n, const struct virtqueue_request *r)
 {
-	ssize_t sent = -1;
+	int e = -EMSGSIZE;
 
-	if (r->out_bytes >= HEADER_BYTES + ETHER_MIN && r->out_bytes <= PACKET_MAX)
-		sent = writev(n->fd, r->iov, (int)r->nr_out);
-	if (sent == (ssize_t)r->out_bytes) {
+	if (r->out_bytes >= NET_HEADER_BYTES + NET_ETHER_MIN && r->out_bytes <= NET_PACKET_MAX)
+		e = n->backend->ops->send(n->backend, r->iov, r->nr_out, r->out_bytes);
+	if (e == 0) {
 		n->stats.tx_packets++;
-		n->stats.tx_bytes += r->out_bytes - HEADER_BYTES;
+		n->stats.tx_bytes += r->out_bytes - NET_HEADER_BYTES;
 	} else {
 		n->stats.tx_dropped++;
 	}
@@ -215,25 +206,15 @@ static void net_kick(struct virtio_device *d, u32 q)
 		listen_if(n, receive(n));
 }
 
-static void set_offloads(struct net *n, bool on)
+static void set_offloads(struct net *n, u64 features)
 {
-	unsigned int flags = 0;
-
-	if (!n->offloads)
-		return;
-	for (u32 i = 0; on && i < ARRAY_SIZE(guest_offloads); i++) {
-		if (virtio_has(&n->d, guest_offloads[i].feature))
-			flags |= guest_offloads[i].tun;
-	}
-	/* Without TUN_F_CSUM the tap takes none of the others. */
-	if (!(flags & TUN_F_CSUM))
-		flags = 0;
-	ioctl(n->fd, TUNSETOFFLOAD, flags);
+	if (n->backend->ops->set_offloads)
+		n->backend->ops->set_offloads(n->backend, features);
 }
 
 static int net_start(struct virtio_device *d)
 {
-	set_offloads(net_of(d), true);
+	set_offloads(net_of(d), d->features);
 	/* The main loop listens for packets, not the vCPU's thread that we are on. */
 	virtio_kick(d, QUEUE_RX);
 	return 0;
@@ -244,7 +225,7 @@ static void net_reset(struct virtio_device *d)
 	struct net *n = net_of(d);
 
 	n->pending = 0;
-	set_offloads(n, false);
+	set_offloads(n, 0);
 }
 
 static void net_quiesce(struct virtio_device *d)
@@ -262,7 +243,7 @@ static void net_free(struct virtio_device *d)
 	struct net *n = net_of(d);
 
 	sd_event_source_disable_unref(n->source);
-	close(n->fd);
+	net_backend_free(n->backend);
 	virtio_device_fini(d);
 	free(n);
 }
@@ -281,26 +262,8 @@ static const struct virtio_ops net_ops = {
 	.free = net_free,
 };
 
-int net_tap_open(const char *name)
-{
-	struct ifreq ifr = { .ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR };
-	int header = HEADER_BYTES, fd, r;
-
-	if (!*name || strlen(name) >= sizeof(ifr.ifr_name))
-		return -EINVAL;
-	fd = open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC);
-	if (fd < 0)
-		return -errno;
-	strcpy(ifr.ifr_name, name);
-	if (ioctl(fd, TUNSETIFF, &ifr) < 0 || ioctl(fd, TUNSETVNETHDRSZ, &header) < 0) {
-		r = -errno;
-		close(fd);
-		return r;
-	}
-	return fd;
-}
-
-int virtio_net_new(struct vm *vm, int fd, const u8 mac[NET_MAC_BYTES], struct virtio_device **ret)
+int virtio_net_new(struct vm *vm, struct net_backend *backend, const u8 mac[NET_MAC_BYTES],
+		   struct virtio_device **ret)
 {
 	struct net *n = calloc(1, sizeof(*n));
 	u64 offered = 1ULL << VIRTIO_NET_F_MAC | 1ULL << VIRTIO_NET_F_STATUS |
@@ -308,20 +271,15 @@ int virtio_net_new(struct vm *vm, int fd, const u8 mac[NET_MAC_BYTES], struct vi
 	int r;
 
 	if (!n) {
-		close(fd);
+		net_backend_free(backend);
 		return -ENOMEM;
 	}
-	n->fd = fd;
-	n->offloads = ioctl(fd, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6) == 0;
-	virtio_device_init(&n->d, vm, &net_ops, offered | (n->offloads ? OFFLOADS : 0),
+	n->backend = backend;
+	virtio_device_init(&n->d, vm, &net_ops, offered | (backend->offloads ? OFFLOADS : 0),
 			   offsetof(struct virtio_net_config, max_virtqueue_pairs));
-	set_offloads(n, false);
 	memcpy(n->config.mac, mac, NET_MAC_BYTES);
 	n->config.status = VIRTIO_NET_S_LINK_UP;
-	if (fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK) < 0)
-		r = -errno;
-	else
-		r = sd_event_add_io(vm->loop, &n->source, fd, EPOLLIN, on_packet, n);
+	r = sd_event_add_io(vm->loop, &n->source, backend->fd, EPOLLIN, on_packet, n);
 	if (r < 0) {
 		virtio_free(&n->d);
 		return r;

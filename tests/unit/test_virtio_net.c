@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* The network device on a socket instead of a tap. */
 #include <criterion/criterion.h>
+#include <arpa/inet.h>
 #include <errno.h>
 #include <linux/virtio_net.h>
 #include <string.h>
@@ -21,13 +22,15 @@ static u8 packet[70000];
 static void setup(void)
 {
 	static const u8 mac[] = { 2, 0, 0, 1, 2, 3 };
+	struct net_backend *backend;
 	struct virtio_device *d;
 	int fds[2];
 
 	cr_assert_eq(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK, 0, fds), 0);
 	peer = fds[1];
 	driver_machine(&v, 0);
-	cr_assert_eq(virtio_net_new(&v.vm, fds[0], mac, &d), 0);
+	cr_assert_eq(net_tap_adopt(fds[0], &backend), 0);
+	cr_assert_eq(virtio_net_new(&v.vm, backend, mac, &d), 0);
 	driver_attach(&v, d);
 	for (u32 i = 0; i < sizeof(packet); i++)
 		packet[i] = (u8)(i * 13 + i / 256);
@@ -224,6 +227,138 @@ Test(virtio_net, quiesced_device_takes_no_packets)
 
 Test(virtio_net, tap_that_cannot_be)
 {
-	cr_assert_eq(net_tap_open(""), -EINVAL);
-	cr_assert_eq(net_tap_open("a-name-that-is-too-long"), -EINVAL);
+	struct net_backend *b;
+
+	cr_assert_eq(net_tap_open("", &b), -EINVAL);
+	cr_assert_eq(net_tap_open("a-name-that-is-too-long", &b), -EINVAL);
+}
+
+Test(virtio_net, link_goes_down_with_the_other_side)
+{
+	u16 status;
+
+	driver_up(&v, ALL);
+	give_buffers(10, 1000);
+	close(peer);
+	driver_run(&v);
+	bus_read(&v.vm.mmio, v.base + VIRTIO_MMIO_CONFIG + 6, &status, 2);
+	cr_assert_eq(status, 0);
+	cr_assert(driver_read(&v, VIRTIO_MMIO_INTERRUPT_STATUS) & VIRTIO_MMIO_INT_CONFIG);
+	peer = dup(0);
+}
+
+/* --- passt's stream --- */
+
+static struct net_backend *passt;
+
+static void passt_setup(void)
+{
+	int fds[2];
+
+	cr_assert_eq(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, fds), 0);
+	peer = fds[1];
+	cr_assert_eq(net_passt_adopt(fds[0], &passt), 0);
+	for (u32 i = 0; i < sizeof(packet); i++)
+		packet[i] = (u8)(i * 13 + i / 256);
+}
+
+static void passt_teardown(void)
+{
+	net_backend_free(passt);
+	close(peer);
+}
+
+TestSuite(net_passt, .init = passt_setup, .fini = passt_teardown, .timeout = 30);
+
+/* A frame's length, and as much of the frame. */
+static void put_frame(u32 length, u32 bytes)
+{
+	u32 be = htonl(length);
+
+	cr_assert_eq(send(peer, &be, 4, 0), 4);
+	cr_assert_eq(send(peer, packet, bytes, 0), (ssize_t)bytes);
+}
+
+Test(net_passt, receives_frames_in_pieces)
+{
+	static u8 got[NET_PACKET_MAX];
+
+	cr_assert_eq(passt->ops->receive(passt, got), 0);
+	put_frame(100, 60);
+	cr_assert_eq(passt->ops->receive(passt, got), 0);
+	cr_assert_eq(send(peer, packet + 60, 40, 0), 40);
+	put_frame(14, 14);
+	cr_assert_eq(send(peer, "\0", 2, 0), 2);
+	memset(got, 0xff, sizeof(got));
+	cr_assert_eq(passt->ops->receive(passt, got), HDR + 100);
+	cr_assert_eq(memcmp(got + HDR, packet, 100), 0);
+	cr_assert_eq(got[0] | got[11], 0);
+	cr_assert_eq(passt->ops->receive(passt, got), HDR + 14);
+	cr_assert_eq(passt->ops->receive(passt, got), 0);
+	close(peer);
+	cr_assert_eq(passt->ops->receive(passt, got), -EPIPE);
+	peer = dup(0);
+}
+
+Test(net_passt, nonsense_ends_the_link)
+{
+	static u8 got[NET_PACKET_MAX];
+
+	put_frame(13, 13);
+	cr_assert_eq(passt->ops->receive(passt, got), -EPROTO);
+	cr_assert_eq(passt->ops->receive(passt, got), -EPROTO);
+}
+
+Test(net_passt, frame_too_large_ends_the_link)
+{
+	static u8 got[NET_PACKET_MAX];
+
+	put_frame(65535 + 19, 100);
+	cr_assert_eq(passt->ops->receive(passt, got), -EPROTO);
+}
+
+/* A full socket: a frame is sent whole or not at all, and the stream stays in step. */
+Test(net_passt, sends_whole_frames)
+{
+	const struct iovec iov[] = { { packet, 5 }, { packet + 5, 7 + 30 }, { packet + 42, 58 } };
+	const struct iovec large[] = { { packet, NET_PACKET_MAX } };
+	static u8 in[KIB(512)], rest[NET_PACKET_MAX];
+	size_t bytes = 0, at;
+	u32 sent = 0, seen = 0, lost = 0;
+
+	cr_assert_eq(passt->ops->send(passt, iov, 3, 100), 0);
+	cr_assert_eq(recv(peer, in, sizeof(in), 0), 4 + 88);
+	cr_assert_eq(memcmp(in, "\0\0\0\x58", 4), 0);
+	cr_assert_eq(memcmp(in + 4, packet + 12, 88), 0);
+	for (u32 i = 0; i < 200; i++) {
+		if (passt->ops->send(passt, large, 1, NET_PACKET_MAX) == 0)
+			sent++;
+		else
+			lost++;
+	}
+	cr_assert(sent > 0 && lost > 0);
+	for (u32 i = 0; i < 1000; i++) {
+		ssize_t n = recv(peer, in + bytes, sizeof(in) - bytes, 0);
+		u32 length = 0;
+
+		if (n > 0)
+			bytes += (size_t)n;
+		else if (i >= 900) /* what is left goes when something comes */
+			cr_assert_eq(passt->ops->receive(passt, rest), 0);
+		else if (passt->ops->send(passt, iov, 3, 100) == 0)
+			sent++;
+		for (at = 0; bytes - at >= 4; at += 4 + length) {
+			memcpy(&length, in + at, 4);
+			length = ntohl(length);
+			cr_assert(length == NET_PACKET_MAX - HDR || length == 88);
+			if (bytes - at < 4 + length)
+				break;
+			cr_assert_eq(memcmp(in + at + 4, packet + 12, length), 0);
+			seen++;
+		}
+		memmove(in, in + at, bytes - at);
+		bytes -= at;
+	}
+	cr_assert_eq(bytes, 0u);
+	cr_assert_eq(seen, sent);
 }
