@@ -1,12 +1,16 @@
 #!/bin/busybox sh
 # SPDX-License-Identifier: MIT
+# shellcheck shell=dash
 # The test host's process 1 after init: finishes what a host has, runs the script, leaves its exit status, powers off.
 # Only run.sh starts this, through init, in the machine that it made: it ends every process that it can see.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 bb=/bin/busybox
 run=/run/testhost
 
-[ $$ -eq 1 ] && [ -e $run/params ] || { echo "inside.sh: for the test host only" >&2; exit 1; }
+if [ $$ -ne 1 ] || [ ! -e $run/params ]; then
+	echo "inside.sh: for the test host only" >&2
+	exit 1
+fi
 . $run/params # TOP, CWD
 
 $bb ln -sf /proc/self/fd /dev/fd
@@ -24,10 +28,10 @@ $bb ip link set lo up
 $bb hostname testhost
 [ ! -e /dev/kvm ] || $bb chmod 666 /dev/kvm
 
-# Not a terminal for the script: through a pipe, that others may open by /dev/stdout, too.
+# Through a pipe, that others may open by /dev/stdout, too. What arrives in this run's folder is on the machine at once. (A
+# virtio console would lose what QEMU cannot pass on in time.)
 $bb mkfifo -m 666 /run/output
-$bb stty -F /dev/hvc0 raw -echo
-$bb cat </run/output >/dev/hvc0 &
+$bb cat </run/output >>$run/output &
 cat=$!
 $bb cut -d' ' -f1 /proc/uptime >$run/up
 
@@ -45,7 +49,7 @@ for p in /proc/[0-9]*; do
 	p=${p#/proc/}
 	[ "$p" = 1 ] || [ "$p" = $cat ] || kill -9 "$p" 2>/dev/null
 done
-$bb timeout 10 $bb tail --pid=$cat -f /dev/null 2>/dev/null || wait $cat
+wait $cat
 echo $status >$run/status
 $bb sync
 $bb poweroff -f

@@ -63,7 +63,7 @@ at_exit()
 {
 	trap '' INT TERM HUP
 	[ -z "$qemu" ] || { kill -KILL "$qemu" && wait "$qemu"; } 2>/dev/null
-	[ -z "$reader" ] || { kill "$reader" && wait "$reader"; } 2>/dev/null
+	[ -z "$reader" ] || wait "$reader"
 	rm -rf "$run"
 }
 trap at_exit EXIT
@@ -79,23 +79,23 @@ p9() { # TAG PATH [OPTION]; a comma in a path is written twice
 	printf 'local,id=%s,path=%s,security_model=none,multidevs=remap%s' "$1" "${2//,/,,}" "${3:-}"
 }
 
-mkfifo "$run/output"
-cat "$run/output" &
-reader=$!
 # max: SVM with nested paging. panic=-1 and -no-reboot: a host that panics ends at once. The host dies with this script.
-setpriv --pdeathsig KILL qemu-system-x86_64 -name testhost -machine q35 -accel tcg,thread=${TH_THREAD:-multi} -cpu ${TH_CPU:-max} \
+setpriv --pdeathsig KILL qemu-system-x86_64 -name testhost -machine q35 -accel tcg,thread=multi -cpu max \
 	-m "$mem" -smp "$cpus" -nodefaults -no-user-config -display none -no-reboot \
 	-kernel "$out/vmlinuz" -initrd "$out/initrd.gz" \
 	-append "console=ttyS0 quiet panic=-1 mitigations=off nokaslr random.trust_cpu=on" \
 	-serial "file:$console" \
-	-device virtio-serial-pci -add-fd fd=3,set=1 -chardev file,id=output,path=/dev/fdset/1,append=on \
-	-device virtconsole,chardev=output -device virtio-rng-pci \
+	-device virtio-rng-pci \
 	-fsdev "$(p9 root / ,readonly=on)" -device virtio-9p-pci,fsdev=root,mount_tag=root \
 	-fsdev "$(p9 tree "$TOP" ,readonly=on)" -device virtio-9p-pci,fsdev=tree,mount_tag=tree \
 	-fsdev "$(p9 build "$TOP/build")" -device virtio-9p-pci,fsdev=build,mount_tag=build \
 	-fsdev "$(p9 run "$run")" -device virtio-9p-pci,fsdev=run,mount_tag=run \
-	3>"$run/output" </dev/null >"$run/qemu.log" 2>&1 &
+	</dev/null >"$run/qemu.log" 2>&1 &
 qemu=$!
+# Ends when QEMU has and all is printed.
+: >>"$run/output"
+tail -c +1 -f -s 0.2 --pid=$qemu "$run/output" 2>/dev/null &
+reader=$!
 
 # The kernel's own time is what an interrupted sleep cannot lengthen.
 now() { echo "${EPOCHREALTIME/[.,]/}"; }
@@ -114,8 +114,6 @@ done
 if [ -e "$run/status" ]; then
 	wait "$qemu"
 	qemu=
-	wait "$reader"
-	reader=
 	exit "$(cat "$run/status")"
 fi
 
