@@ -12,8 +12,8 @@ cleanup bash -c "umount -l '$RUN/mount' 2>/dev/null"
 # The daemon answers within three seconds, again and again: one is what a hang may cost.
 responsive() # NAME
 {
-	local i begin ms worst=0
-	for i in 1 2 3 4 5; do
+	local _ begin ms worst=0
+	for _ in 1 2 3 4 5; do
 		begin=${EPOCHREALTIME/[.,]/}
 		timeout 10 "$BUILD/ballastctl" --socket "$CONTROL_SOCKET" status --json >/dev/null 2>&1
 		ms=$(((${EPOCHREALTIME/[.,]/} - begin) / 1000))
