@@ -309,13 +309,15 @@ static int on_message(sd_event_source *s, int fd, uint32_t revents, void *arg)
 	int passed_fd, r = 0;
 
 	for (int i = 0; r == 0 && i < MESSAGES_AT_ONCE; i++) {
-		r = wire_recv(fd, &rx, &passed_fd, &why);
-		if (r < 0)
-			break;
-		why = "message out of place";
-		r = handle(a, &passed_fd);
+		passed_fd = -1;
+		r = wire_recv(fd, &rx, a->vm ? &passed_fd : NULL, &why);
+		if (r == 0) {
+			why = "message out of place";
+			r = handle(a, &passed_fd);
+		}
+		/* Of no use here, so of none to an honest agent. */
 		if (passed_fd >= 0) {
-			close(passed_fd); /* of no use here, so of none to an honest agent */
+			engine_close_file(a->vm->ksm, passed_fd);
 			r = -EPROTO;
 		}
 	}

@@ -93,8 +93,11 @@ static int shake_hands(struct bh_agent *a, int sock)
 		r = wait_readable(sock, HANDSHAKE_MS);
 	if (r == 0)
 		r = wire_recv(sock, a->rx, &fd, &why);
-	if (r < 0)
+	if (r < 0) {
+		if (fd >= 0)
+			close(fd);
 		return r;
+	}
 	if (a->rx->h.type == WIRE_REFUSE) {
 		agent_log(a, "the daemon refused this VM: %s", a->rx->refuse.reason);
 		return -ECONNABORTED;
@@ -286,12 +289,10 @@ static int do_unmerge(struct bh_agent *a)
 static int serve(struct bh_agent *a)
 {
 	const char *why;
-	int fd, r = wire_recv(a->sock, a->rx, &fd, &why);
+	int r = wire_recv(a->sock, a->rx, NULL, &why);
 
 	if (r < 0)
 		return r == -EAGAIN ? 0 : r;
-	if (fd >= 0)
-		close(fd);
 	switch (a->rx->h.type) {
 	case WIRE_MERGE:
 	case WIRE_IMAGE_RUNS:

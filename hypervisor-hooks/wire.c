@@ -6,9 +6,6 @@
 #include <unistd.h>
 #include "hypervisor-hooks/wire.h"
 
-/* Received descriptors beyond this many are dropped by the kernel (MSG_CTRUNC). */
-#define FDS_MAX 4
-
 _Static_assert(sizeof(struct wire_message) <= WIRE_MESSAGE_MAX, "a message fits in its buffer");
 _Static_assert(sizeof(struct wire_header) % 8 == 0, "payloads are aligned");
 
@@ -253,69 +250,68 @@ int wire_send(int sock, const struct wire_message *m, int fd, int timeout_ms)
 	}
 }
 
-/* Takes all descriptors out of a received message, so that none leaks whatever the message is. */
-static u32 take_fds(struct msghdr *msg, int fds[FDS_MAX])
+/* Receives one packet. Without @ret_fd descriptors that come with it are dropped by the kernel,
+ * which says so (MSG_CTRUNC): they are never opened here, so closing them cannot hang. */
+static ssize_t receive(int sock, void *buf, size_t size, int flags, int *ret_fd, int *ret_flags)
 {
-	u32 n = 0;
+	union {
+		char buf[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr align;
+	} control;
+	struct iovec iov = { .iov_base = buf, .iov_len = size };
+	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
+	const struct cmsghdr *c;
+	ssize_t n;
 
-	for (struct cmsghdr *c = CMSG_FIRSTHDR(msg); c; c = CMSG_NXTHDR(msg, c)) {
-		size_t nr;
-
-		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
-			continue;
-		nr = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-		for (size_t i = 0; i < nr; i++) {
-			int fd;
-
-			memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(int));
-			if (n < FDS_MAX)
-				fds[n++] = fd;
-			else
-				close(fd);
-		}
+	if (ret_fd) {
+		/* Exactly one: room for it with its padding would be room for two. */
+		msg.msg_control = control.buf;
+		msg.msg_controllen = CMSG_LEN(sizeof(int));
+		*ret_fd = -1;
 	}
+	do
+		n = recvmsg(sock, &msg, flags | MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	while (n < 0 && errno == EINTR);
+	if (n < 0)
+		return -errno;
+	*ret_flags = msg.msg_flags;
+	c = ret_fd ? CMSG_FIRSTHDR(&msg) : NULL;
+	if (c && c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS)
+		memcpy(ret_fd, CMSG_DATA(c), sizeof(int));
 	return n;
 }
 
 int wire_recv(int sock, struct wire_message *m, int *ret_fd, const char **ret_why)
 {
-	union {
-		char buf[CMSG_SPACE(sizeof(int) * FDS_MAX)];
-		struct cmsghdr align;
-	} control;
-	struct iovec iov = { .iov_base = m, .iov_len = sizeof(*m) };
-	struct msghdr msg = {
-		.msg_iov = &iov,
-		.msg_iovlen = 1,
-		.msg_control = control.buf,
-		.msg_controllen = sizeof(control.buf),
-	};
-	int fds[FDS_MAX];
-	ssize_t n;
-	u32 nr_fds;
-	int r;
+	ssize_t n, taken;
+	int flags, r = 0;
+	bool has_fds;
+	u8 byte;
 
+	/* A look at it first: it may be one that has no business with descriptors. */
 	*ret_why = "closed";
-	do
-		n = recvmsg(sock, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-	while (n < 0 && errno == EINTR);
+	n = receive(sock, m, sizeof(*m), MSG_PEEK, NULL, &flags);
 	if (n < 0)
-		return -errno;
-	nr_fds = take_fds(&msg, fds);
-	if (n == 0)
-		r = nr_fds ? -EPROTO : -ECONNRESET;
-	else if (msg.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) {
+		return (int)n;
+	has_fds = flags & MSG_CTRUNC;
+	if (n == 0) {
+		r = has_fds ? -EPROTO : -ECONNRESET;
+	} else if (flags & MSG_TRUNC) {
 		*ret_why = "longer than any message";
 		r = -EPROTO;
-	} else
-		r = wire_check(m, (size_t)n, nr_fds, ret_why);
-	if (r == 0 && nr_fds == 1) {
-		*ret_fd = fds[0];
-		return 0;
+	} else {
+		r = wire_check(m, (size_t)n, has_fds, ret_why);
 	}
-	for (u32 i = 0; i < nr_fds; i++)
-		close(fds[i]);
-	if (r == 0)
-		*ret_fd = -1;
+	if (r == 0 && has_fds && !ret_fd) {
+		*ret_why = "a descriptor out of place";
+		r = -EPROTO;
+	}
+	taken = receive(sock, &byte, sizeof(byte), 0, r == 0 ? ret_fd : NULL, &flags);
+	if (taken < 0)
+		return (int)taken;
+	if (r == 0 && has_fds && (flags & MSG_CTRUNC || *ret_fd < 0)) {
+		*ret_why = "wrong number of descriptors";
+		r = -EPROTO;
+	}
 	return r;
 }

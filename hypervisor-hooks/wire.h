@@ -211,8 +211,11 @@ int wire_send(int sock, const struct wire_message *m, int fd, int timeout_ms);
 
 /*
  * Receives one packet, without blocking, and checks it. 0, -EAGAIN, -ECONNRESET (closed), -EPROTO.
- * Descriptors other than the one of a WELCOME or an IMAGE are closed. *ret_fd is -1 or the
- * descriptor, owned by the caller.
+ * A descriptor is only taken of a WELCOME or an IMAGE, and only where @ret_fd is not NULL; what
+ * else comes is -EPROTO, and is never opened here: to close a file can hang, if it is of a file
+ * system of the sender's own (FUSE).
+ *
+ * *ret_fd is -1 or the descriptor, owned by the caller; also on -EPROTO, where more than one came.
  */
 int wire_recv(int sock, struct wire_message *m, int *ret_fd, const char **ret_why);
 

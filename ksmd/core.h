@@ -13,7 +13,7 @@
  *   resync.c   reading the state of mappings from the kernel
  *   repair.c   putting fragmented sharing in order
  *   image.c    memory of clones that begins as a snapshot's
- *   readshare.c  pages that were read from the same disk block: looked at before the scan comes
+ *   readshare.c   pages that were read from the same disk block, before the scan comes
  *
  * and below: index.h, blocks.h, store.h, counts.h, planner.h, pace.h, gpn.h, target.h, reader.h.
  *

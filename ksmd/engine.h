@@ -140,6 +140,8 @@ int engine_disk_read(struct ksm_vm *vm, u64 hva, u32 nr_pages, const u64 disk[2]
  * over @fd. -EPROTO: its last such wish has not ended; else engine_ops.image_end() says how this
  * one ends. */
 int engine_image(struct ksm_vm *vm, int fd, u64 hva, u64 bytes, u64 offset);
+/* Closes a file that the VM has passed, which may hang, but for a limited time here. */
+void engine_close_file(struct ksm_vm *vm, int fd);
 /* -EPROTO: not an answer to what was asked. @cpu_us: what the agent used since it was asked. */
 int engine_done(struct ksm_vm *vm, u32 seq, const struct ksm_segment *segments, u32 nr);
 

@@ -87,6 +87,11 @@ static void close_file(struct ksm_vm *vm, int *fd)
 	*fd = -1;
 }
 
+void engine_close_file(struct ksm_vm *vm, int fd)
+{
+	close_file(vm, &fd);
+}
+
 /* --- life ------------------------------------------------------------------------------------- */
 
 static struct ksm_image *find_image(struct ksm_domain *d, const struct image_id *id, u64 offset,

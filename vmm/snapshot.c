@@ -259,9 +259,26 @@ static int read_slot(int fd, const struct memory_slot *s, u64 start)
 }
 
 /*
- * With an agent the memory is read, because only anonymous memory can be merged. Without one it is
- * mapped: the VM is up at once, reads what it touches, and shares the rest with the page cache.
+ * With an agent a slot begins as a mapping of the domain's store, which the daemon has read the
+ * file into once for all that are restored from it: a clone costs what it writes, and is up in
+ * milliseconds. Where the daemon does not do that (it is busy, full, paused, older), the memory is
+ * read, because only anonymous memory can be merged. Without an agent the file is mapped: the VM is
+ * up at once, too, and shares what it does not write with the page cache.
  */
+static int load_slot(struct guest_memory *m, u32 slot, int fd, u64 offset)
+{
+	const struct memory_slot *s = &m->slots[slot];
+	int r;
+
+	if (!m->agent)
+		return memory_map_file(m, slot, fd, offset);
+	r = bh_region_from_image(m->agent, s->hva, s->bytes, fd, offset);
+	/* After any other error the slot is as empty as it was. */
+	if (r == 0 || r == -ENOTRECOVERABLE)
+		return r;
+	return read_slot(fd, s, offset);
+}
+
 static int load_memory(struct guest_memory *m, int dir_fd)
 {
 	int r = 0, fd = openat(dir_fd, MEMORY_FILE, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
@@ -275,10 +292,7 @@ static int load_memory(struct guest_memory *m, int dir_fd)
 	else if (!S_ISREG(st.st_mode) || (u64)st.st_size != memory_file_bytes(m))
 		r = -EBADMSG;
 	for (u32 i = 0; i < m->nr_slots && r == 0; i++) {
-		if (m->agent)
-			r = read_slot(fd, &m->slots[i], offset);
-		else
-			r = memory_map_file(m, i, fd, offset);
+		r = load_slot(m, i, fd, offset);
 		offset += m->slots[i].bytes;
 	}
 	close(fd);

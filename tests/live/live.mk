@@ -35,6 +35,9 @@ $(call obj,tests/live/model/ops.c tests/live/model/content.c): CFLAGS += -fno-sa
 # tool_huge writes its memory all the while, as a guest does.
 $(call obj,tests/live/tool_huge.c): CFLAGS += -fno-sanitize=thread
 
+# Nor are the pages that tool_diskshare's disk fills and its vCPU reads, under a lock, while the agent moves them.
+$(call obj,tests/live/tool_diskshare.c tests/live/tool_clone.c): CFLAGS += -fno-sanitize=thread
+
 # The balloon's client and controller without a daemon.
 $(BUILD)/tests/tool_balloon: $(call obj,$(BALLOON))
 $(BUILD)/tests/tool_balloon: LIVE_LIBS += -lsystemd -ljansson -lm

@@ -3,8 +3,9 @@
  * A clone without a guest: a VMM on the real agent library whose memory begins as a snapshot's.
  *
  *   tool_clone make FILE MIB SEED    writes such a snapshot: pages that differ, single zero pages
- * among them, and a long stretch of zeros tool_clone run NAME FILE SEED    prints "cloned: err=E
- * us=N" when bh_region_from_image() has returned, and obeys commands on stdin, one a line:
+ *                                    among them, and a long stretch of zeros
+ *   tool_clone run NAME FILE SEED    prints "cloned: err=E us=N" when bh_region_from_image() has
+ *                                    returned, and obeys commands on stdin, one a line:
  *
  *   check        is every byte what it must be? Prints "check: N wrong"
  *   write AT NR  writes a word of each page

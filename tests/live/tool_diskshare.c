@@ -8,14 +8,17 @@
  *
  *   read AT NR BLOCK NOTED   fills pages from AT on from the image's pages from BLOCK on, and notes
  *                            them as NOTED (not the same: a lie; -1: notes nothing)
- *   churn AT NR BLOCK MS     reads of some of NR pages from BLOCK on into some of the pages from AT
- * on, all the time: what was just read is being merged when it is pinned again write AT NR the
- * guest writes: a word of each page, which is no block's any more pin AT NR, unpin AT NR wait AT NR
- * LEAST MS      until so many of the pages are the store's, by the kernel's word; says how long
- * after the last "read" that was, and how many are check                    is every byte what it
- * must be? renew                    a snapshot is restored: new memory in place of all, with what
- * was there bench NR                 ns of a bh_pin() and bh_unpin() of NR pages stats what
- * bh_stats() says
+ *   churn AT NR BLOCK MS     reads some of NR pages from BLOCK on into some of those from AT on;
+ *                            what was read is being merged when it is pinned again
+ *   write AT NR              the guest writes a word of each page
+ *   refill AT NR             the balloon takes pages, and the guest touches them again
+ *   pin AT NR, unpin AT NR
+ *   wait AT NR LEAST MS      until so many of the pages are the store's (the kernel's word); says
+ *                            how long after the last "read" that was, and how many are
+ *   check                    is every byte what it must be?
+ *   renew                    a snapshot is restored: new memory, with what was there
+ *   bench NR                 ns of a bh_pin() and bh_unpin() of NR pages
+ *   stats                    what bh_stats() says
  *
  * The image is read by direct I/O where its file system has that: past the page tables.
  *
@@ -166,6 +169,20 @@ static void write_pages(u64 at, u64 nr)
 	printf("write: %" PRIu64 " pages\n", nr);
 }
 
+static void refill(u64 at, u64 nr)
+{
+	int err;
+
+	pthread_mutex_lock(&content_lock);
+	err = bh_discard(agent, ram + at * PAGE_WORDS, nr << PAGE_SHIFT, MADV_DONTNEED);
+	for (u64 p = at; p < at + nr; p++) {
+		block[p] = NEVER_READ;
+		(void)*page_at(p);
+	}
+	pthread_mutex_unlock(&content_lock);
+	printf("refill: %d\n", err);
+}
+
 /* Pages of [at, at + nr) that are a file's, says the kernel. */
 static u64 in_store(u64 at, u64 nr)
 {
@@ -275,6 +292,8 @@ static void obey(const char *line)
 		churn((u64)n[0], (u64)n[1], (u64)n[2], (u64)n[3]);
 	else if (strcmp(what, "write") == 0)
 		write_pages((u64)n[0], (u64)n[1]);
+	else if (strcmp(what, "refill") == 0)
+		refill((u64)n[0], (u64)n[1]);
 	else if (strcmp(what, "wait") == 0)
 		wait_shared((u64)n[0], (u64)n[1], (u64)n[2], (u64)n[3]);
 	else if (strcmp(what, "pin") == 0)

@@ -10,8 +10,8 @@
  *   tool_protocol regions             overlapping, enormous and numberless regions
  *   tool_protocol claim GIB COUNT     regions of GIB of address space that is not mapped; stays
  *                                     until SIGTERM
- *   tool_protocol discard GIB         whole-region DISCARDs, as many as fit in a message, 16
- * messages tool_protocol reads COUNT         as many DISK_READs of as many pages as there can be
+ *   tool_protocol discard GIB         16 messages of as many whole-region DISCARDs as fit in one
+ *   tool_protocol reads COUNT         as many DISK_READs, of as many pages as there can be in one
  *   tool_protocol random COUNT SEED   random and half-random packets
  *   tool_protocol crowd COUNT SECONDS holds COUNT connections and says nothing on them
  *

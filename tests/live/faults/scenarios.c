@@ -549,22 +549,20 @@ static int snapshot(void)
 	return fd;
 }
 
-/* All or nothing. */
-static void take_image(bool must)
+static int vmm_image(void)
 {
-	int fd = snapshot(), r;
-	bool done;
+	return bh_region_from_image(agent, guest_page(IMAGE), NR_IMAGE * PAGE_BYTES, snapshot(),
+				    IMAGE_FIRST * PAGE_BYTES);
+}
 
-	inject_as_vmm(!must);
-	r = bh_region_from_image(agent, guest_page(IMAGE), NR_IMAGE * PAGE_BYTES, fd,
-				 IMAGE_FIRST * PAGE_BYTES);
-	inject_as_vmm(false);
-	done = r == 0;
+/* All or nothing. */
+static void settle_image(int r)
+{
+	bool done = r == 0;
+
 	/* Memory that may be either must not be used. */
 	if (r == -ENOTRECOVERABLE)
 		return;
-	if (must && r < 0)
-		say("afterwards: no memory from an image: %s", strerror(-r));
 	for (u32 p = IMAGE; p < IMAGE + NR_IMAGE; p++) {
 		u32 want = done ? IMAGE_FIRST + p - IMAGE : 0;
 
@@ -577,7 +575,13 @@ static void take_image(bool must)
 
 static void image_act(void)
 {
-	take_image(false);
+	int r;
+
+	(void)snapshot();
+	inject_as_vmm(true);
+	r = vmm_image();
+	inject_as_vmm(false);
+	settle_image(r);
 	if (!guest_lives())
 		say("a guest access hangs");
 }
@@ -585,19 +589,23 @@ static void image_act(void)
 static void image_after(void)
 {
 	struct wire_run run = store_run(IMAGE, NR_IMAGE, NEW_CONTENT);
-	u32 left = 1;
+	int r = -EBUSY;
 
 	/* Whatever came of it, the memory is like any other. */
 	write_all(IMAGE, NR_IMAGE, NEW_CONTENT, 1, PAGE_STILL);
 	merge_all(&run, 1);
 	guest_use(IMAGE, NR_IMAGE, PAGE_AWAY);
-	for (u32 i = 0; i < TRIES && left; i++) {
+	/* Busy: the agent still fills holes for accesses of before, which went on by another way.
+	 */
+	for (u32 i = 0; i < TRIES && r == -EBUSY; i++) {
 		if (!peer_knows(guest_hva(0)))
 			say("the agent does not tell of its memory");
-		left = bh_discard(agent, guest_page(IMAGE), NR_IMAGE * PAGE_BYTES, MADV_DONTNEED) !=
-		       0;
+		bh_discard(agent, guest_page(IMAGE), NR_IMAGE * PAGE_BYTES, MADV_DONTNEED);
+		r = vmm_image();
 	}
-	take_image(true);
+	if (r < 0)
+		say("afterwards: no memory from an image: %s", strerror(-r));
+	settle_image(r);
 }
 
 static struct wire_run grow_run(void)
