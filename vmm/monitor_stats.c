@@ -73,6 +73,7 @@ static json_t *agent_of(const struct vm *vm)
 			  latencies_of(s.fill_latency));
 	{
 		const struct stat_row rows[] = {
+			{ "image-pages", s.image_pages },
 			{ "merged-pages", s.merged_pages },
 			{ "zeroed-pages", s.zeroed_pages },
 			{ "unmerged-pages", s.unmerged_pages },
@@ -169,7 +170,8 @@ static json_t *devices_of(const struct vm *vm)
 
 int monitor_stats(struct monitor_call *c)
 {
-	c->ret = json_pack("{s:o,s:o,s:o,s:I}", "exits", exits_of(c->vm), "agent", agent_of(c->vm),
-			   "devices", devices_of(c->vm), "resets", (json_int_t)c->vm->nr_resets);
+	c->ret = json_pack("{s:o,s:o,s:o,s:I,s:I}", "exits", exits_of(c->vm), "agent",
+			   agent_of(c->vm), "devices", devices_of(c->vm), "resets",
+			   (json_int_t)c->vm->nr_resets, "start-us", (json_int_t)c->vm->start_us);
 	return c->ret ? 0 : monitor_fail(c, "out of memory");
 }

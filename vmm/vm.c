@@ -8,6 +8,7 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
+#include "common/clock.h"
 #include "vmm/console.h"
 #include "vmm/devices.h"
 #include "vmm/guest.h"
@@ -103,6 +104,8 @@ int vm_resume(struct vm *vm)
 		for (u32 i = 0; i < vm->nr_devices; i++)
 			virtio_resume(vm->devices[i]);
 	}
+	if (!vm->start_us)
+		vm->start_us = now_us() - vm->created_us;
 	vm->state = VM_RUNNING;
 	monitor_event(vm->monitor, "RESUME", NULL);
 	if (vm->end == VM_END_NONE)
@@ -415,6 +418,7 @@ int vm_new(const struct vm_config *cfg, struct vm **ret, enum vm_end *ret_end,
 	if (!vm)
 		return vm_fail(error, -ENOMEM, "out of memory");
 	vm->kvm_fd = vm->vm_fd = vm->wake_fd = vm->kernel_fd = vm->initrd_fd = -1;
+	vm->created_us = now_us();
 	vm->cfg = cfg;
 	vm->end = VM_END_NONE;
 	snprintf(vm->name, sizeof(vm->name), "%s", cfg->name);

@@ -97,6 +97,7 @@ struct vm {
 	struct backends *backends; /* vm.c: what its own devices call */
 	u8 generation_id[16];
 	u64 nr_resets;
+	u64 created_us, start_us; /* start: from vm_new() until vCPUs ran first */
 	char name[64];
 };
 
