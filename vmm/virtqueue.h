@@ -25,8 +25,9 @@
 #include "vmm/memory.h"
 
 #define VIRTQUEUE_SIZE_MAX 256
-/* Buffers of one request. Linux's virtio-blk uses at most seg_max (which we offer) + 2. */
-#define VIRTQUEUE_SEGMENTS_MAX 130
+/* Buffers of one request. Linux's virtio-blk uses at most seg_max (which we offer) + 2: so 1 MiB of
+ * pages that lie apart is nearly one request. */
+#define VIRTQUEUE_SEGMENTS_MAX 256
 
 struct virtqueue {
 	/* What the driver set, checked when it is made ready. */

@@ -23,7 +23,10 @@ echo "GUEST-FREED"
 n=0
 until [ "$(total)" -gt 300000 ]; do sleep 0.2; n=$((n + 1)); [ $n -lt 600 ] || exit 1; done
 echo "GUEST-PLUGGED $(total)"
+# Its size was a share of the memory that there was when it was mounted.
+mount -o remount,size=400M /tmp
 fill 280 b
+[ "$(wc -c </tmp/b)" = $((280 * 1048576)) ] || exit 1
 echo "GUEST-USED $(sha256sum </tmp/b)"
 sleep 5 # for the host to look
 rm /tmp/b

@@ -155,7 +155,8 @@ Test(virtqueue, too_many_buffers)
 {
 	for (u32 i = 0; i <= VIRTQUEUE_SEGMENTS_MAX; i++)
 		set(&table[i], DATA, 16, VRING_DESC_F_NEXT, (u16)(i + 1));
-	set(&desc[0], TABLE, 200 * sizeof(*table), VRING_DESC_F_INDIRECT, 0);
+	set(&desc[0], TABLE, (VIRTQUEUE_SEGMENTS_MAX + 1) * sizeof(*table), VRING_DESC_F_INDIRECT,
+	    0);
 	expect_broken_chain("a request of too many buffers");
 }
 
