@@ -337,6 +337,10 @@ run_kvm()
 	local script limit line done_name rc
 	choose tests/kvm/test_*.sh
 	[ ${#chosen[@]} -gt 0 ] || return
+	if [ -n "${SAN:-}" ]; then
+		result skip "kvm: not run with sanitizers, which nobody has tried in an emulated host"
+		return
+	fi
 	if ! limited 600 "$logs/kvm-build.log" sh -c 'tests/guest/build.sh --all && tests/testhost/build.sh'; then
 		result 'not ok' "kvm: the test host or its guests cannot be built"
 		show_log "$logs/kvm-build.log" 20

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# timeout: 400
+# timeout: 500
 # live/test_10_kvm_integrity on hardware-style KVM: there the MMU notifiers tear second-level page tables down under a
 # running guest, what a KVM without nested paging does not have. Fewer accesses, since the host is emulated.
 . "$(dirname "$0")/../lib.sh"
@@ -24,7 +24,7 @@ flat_start b 2 --discard
 pid[b]=$PID
 wait_for 30 vms_connected a b || die kvm_flat_connect "$(flat_complaints a; flat_complaints b)"
 kvm_each_reaches 120 merged_pages_total 2000 a b
-kvm_each_reaches 60 broken_pages_total 200 a b
+kvm_each_reaches 120 broken_pages_total 200 a b
 take_status || die kvm_flat_status "ballastctl status fails"
 show_vms a b
 for vm in a b; do
