@@ -44,3 +44,6 @@ $(BUILD)/bench-cow: $(call obj,bench/cow.c $(PEERS)) $(REPORT)
 bench-cow: deps
 	@$(MAKE) --no-print-directory all $(BUILD)/memhost $(BUILD)/bench-cow
 	BUILD='$(BUILD)' $(BUILD)/bench-cow
+
+# Built by `make check`, too, so that none falls behind.
+BENCH_BINS := $(OUTSIDE) $(BUILD)/memhost $(BUILD)/bench-index $(BUILD)/bench-ksm $(BUILD)/bench-cow

@@ -8,8 +8,9 @@
  *           them candidates, or half or all of them shared, a store page for each two
  *   numbers allocation of store pages and of page numbers
  *
- * Bytes are resident ones (smaps_rollup), each measured in a child process of its own, so that no
- * allocator hands the memory of one to the next. The address space of the region is never touched.
+ * Bytes are resident anonymous ones (smaps_rollup: without the program's own text, which does not
+ * depend on pages), each measured in a child process of its own, so that no allocator hands the
+ * memory of one to the next. The address space of the region is never touched.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -56,15 +57,7 @@ static u64 rss(void)
 
 	if (proc_memory(getpid(), &m) < 0)
 		fail("smaps_rollup");
-	return m.rss;
-}
-
-static u64 now_ns(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (u64)t.tv_sec * 1000000000 + (u64)t.tv_nsec;
+	return m.pss_anon;
 }
 
 /* jemalloc keeps what was freed for ten seconds; the sanitized build has none. */

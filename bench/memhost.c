@@ -53,14 +53,6 @@ struct load {
 	u64 since_us;
 };
 
-static u64 now_ns(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (u64)t.tv_sec * 1000000000 + (u64)t.tv_nsec;
-}
-
 static u32 class_of(u64 ns)
 {
 	u32 log;

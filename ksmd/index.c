@@ -5,7 +5,7 @@
 #include <sys/mman.h>
 #include "ksmd/index.h"
 
-#define SHARD_BITS 8
+#define SHARD_BITS 7
 #define SHARDS	   (1u << SHARD_BITS)
 /* The smallest shard that is not empty: 64 bytes. */
 #define SLOTS_MIN 8

@@ -2,7 +2,7 @@
 /*
  * The content index: 32-bit tag -> 32-bit value, many values for one tag allowed.
  *
- * Algorithm. 256 shards by the tag's high bits, so that growing is never long. A shard is one array
+ * Algorithm. 128 shards by the tag's high bits, so that growing is never long. A shard is one array
  * of 8-byte slots in tag order with gaps: a slot's home is the rest of the tag scaled to the number
  * of homes, and an entry stands at its home or as close behind it as those before it allow. So a
  * search ends at the first larger tag. Since the home follows from the stored tag alone, a shard

@@ -27,7 +27,7 @@ SOAK_SECONDS ?= 1800
 check: deps
 	@$(MAKE) --no-print-directory $(if $(findstring -j,$(MAKEFLAGS)),,-j$(shell nproc)) check-built
 
-check-built: $(BINS) $(UNIT_BIN) $(LIVE_BINS) $(OUTSIDE) model
+check-built: $(BINS) $(UNIT_BIN) $(LIVE_BINS) $(BENCH_BINS) model
 	@$(SAN_ENV) BUILD='$(BUILD)' SAN='$(SAN)' ONLY='$(ONLY)' tests/run.sh
 
 # The tests of the test host (tests/testhost/), without the others.

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # timeout: 120
+# part of: make check
 # The test host is what the other tests need: a KVM that runs a stock kernel, the kernel interfaces that Ballast is built
 # on, and what a host of VMs has besides.
 . "$(dirname "$0")/../lib.sh"

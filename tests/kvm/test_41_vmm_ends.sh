@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # timeout: 200
+# part of: make check
 # How ballast-vmm ends when a kernel's own instructions bring it down, or its image is broken: one line that says why, and
 # the documented exit status. The terminal: live/test_70_vmm_flat.sh.
 . "$(dirname "$0")/../lib.sh"

@@ -26,11 +26,11 @@ hostile()
 	hostile=$PID
 }
 
-# The longest that a status takes, over ten of them and some three seconds.
+# The longest that a status takes, over six of them and some two seconds.
 responsive() # NAME
 {
 	local i begin ms worst=0
-	for ((i = 0; i < 10; i++)); do
+	for ((i = 0; i < 6; i++)); do
 		begin=${EPOCHREALTIME/[.,]/}
 		take_status || worst=100000
 		ms=$(((${EPOCHREALTIME/[.,]/} - begin) / 1000))
@@ -43,7 +43,7 @@ responsive() # NAME
 }
 
 # The honest VMs merge on: at least a fifth of what they merge when they are alone.
-RATE_SECONDS=5
+RATE_SECONDS=3
 alone=
 merges_on() # NAME
 {
@@ -86,7 +86,7 @@ begin
 # They have merged what there was; what they merge from here on is what they break.
 sleep $RATE_SECONDS
 merges_on control
-check_ge vmm_control_merges 500 "$alone"
+check_ge vmm_control_merges 300 "$alone"
 fds_at_start=$(($(fds) + 3))
 threads_at_start=$(threads)
 

@@ -24,6 +24,7 @@
 #include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
+#include "common/clock.h"
 #include "common/procfs.h"
 #include "common/types.h"
 #include "hypervisor-hooks/hooks.h"
@@ -166,14 +167,6 @@ enum kind {
 };
 
 static const char *const kind_names[] = { "other", "nowhere", "own" };
-
-static u64 now_ns(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (u64)t.tv_sec * 1000000000 + (u64)t.tv_nsec;
-}
 
 static int compare_u64(const void *a, const void *b)
 {

@@ -34,6 +34,10 @@ $bb mkfifo -m 666 /run/output
 $bb cat </run/output >>$run/output &
 cat=$!
 $bb cut -d' ' -f1 /proc/uptime >$run/up
+while :; do
+	echo >$run/alive
+	$bb sleep 2
+done &
 
 # bash, because run.sh wrote the environment and the command down in its words.
 /bin/bash -c '

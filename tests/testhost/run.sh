@@ -5,7 +5,7 @@
 #
 #	tests/testhost/run.sh [--mem MIB] [--cpus N] [--timeout S] [--emulated] SCRIPT [ARG...]
 #
-# Exits with the script's status; 124 when the time was up, 125 when the host did not come up or died. Either is said
+# Exits with the script's status; 124 when the time was up, 125 when the host did not come up, died or hung. Each is said
 # on stderr as well, since a script may use these numbers itself.
 set -u
 set -o pipefail
@@ -15,6 +15,8 @@ TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
 mem=4096 cpus=1 limit=600 emulated=
 # Far more than it takes (README.md): a busy machine is no failure.
 boot_limit=150
+# The host says every two seconds that it is there. QEMU's emulation sometimes stops for good (README.md).
+hang_limit=120
 
 usage()
 {
@@ -100,6 +102,10 @@ reader=$!
 # The kernel's own time is what an interrupted sleep cannot lengthen.
 now() { echo "${EPOCHREALTIME/[.,]/}"; }
 start=$(now)
+hung() # is the sign of life older than the limit?
+{
+	[ -e "$run/alive" ] && [ $(($(date +%s) - $(stat -c %Y "$run/alive"))) -ge $hang_limit ]
+}
 while kill -0 "$qemu" 2>/dev/null; do
 	sleep 0.1
 	took=$((($(now) - start) / 1000000))
@@ -109,6 +115,9 @@ while kill -0 "$qemu" 2>/dev/null; do
 	elif [ -e "$run/up" ] && [ $took -ge "$limit" ]; then
 		say "the time ($limit s) is up"
 		exit 124
+	elif hung; then
+		say "the host hangs: no sign of life for $hang_limit s"
+		break
 	fi
 done
 if [ -e "$run/status" ]; then
@@ -117,7 +126,7 @@ if [ -e "$run/status" ]; then
 	exit "$(cat "$run/status")"
 fi
 
-if [ -e "$run/up" ]; then say "the host died while the script ran"; else say "the host did not come up"; fi
+if [ ! -e "$run/up" ]; then say "the host did not come up"; elif ! hung; then say "the host died while the script ran"; fi
 say "the end of its console and of QEMU's messages:"
 tail -q -n 30 "$console" "$run/qemu.log" 2>/dev/null | tr -cd '[:print:]\t\n' | sed 's/^/testhost:   /' >&2
 exit 125
