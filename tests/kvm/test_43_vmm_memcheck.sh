@@ -63,7 +63,7 @@ for vm in a c; do
 	check_guest kvm_vmm_memcheck $vm 100000
 	check_ge kvm_vmm_memcheck_${vm}_still_shared 1000 "$(vm_value $vm shared_pages)"
 done
-check_store kvm_vmm_memcheck a c
+check_store kvm_vmm_memcheck --images a c
 check kvm_vmm_memcheck_daemon_runs alive "$DAEMON_PID"
 for vm in a c; do
 	kill -TERM "${STOCK_PID[$vm]}"

@@ -68,7 +68,7 @@ done
 start_daemon scan.interval=10s scan.idle_interval=60s || die kvm_vmm_clones_restart "ballastd does not start again"
 wait_for 60 vms_connected "${names[@]}" || die kvm_vmm_clones_reconnect "the agents do not come back"
 check kvm_vmm_clones_sharing_found wait_for 60 vms_reach shared_pages 6144 "${names[@]}"
-check_store kvm_vmm_clones "${names[@]}"
+check_store kvm_vmm_clones --images "${names[@]}"
 for ((i = 0; i < CLONES; i++)); do
 	name=${names[i]}
 	check "kvm_vmm_clones_${name}_never_wrong" eval "! grep -aq WRONG '$RUN/$name.console'"

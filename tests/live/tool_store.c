@@ -4,7 +4,11 @@
  * given-up page reads as zeros, and the store never holds a page of zeros, so each page of a store
  * mapping that the guest did not write since must show something else.
  *
- *   tool_store PID...     prints "STORE mapped=N broken=N zero=N", and each page of zeros
+ *   tool_store [--images] PID...     prints "STORE mapped=N broken=N zero=N", and each page of
+ * zeros
+ *
+ * --images: of VMs that started from an image, whose short gaps of zeros are stored, too
+ * (ksmd/image.c); up to eight pages of zeros in a row are then no fault.
  *
  * The processes are stopped meanwhile. Returns 1 if there was a page of zeros, 2 on an error.
  */
@@ -24,6 +28,9 @@
 #define PM_FILE	   ((u64)1 << 61)
 
 #define STOP_TRIES 1000
+#define GAP_PAGES  8 /* as in ksmd/image.c */
+
+static bool images;
 
 static struct totals {
 	u64 mapped, broken, zero;
@@ -53,36 +60,49 @@ static int read_store(const struct vmm *v, const struct procmap *m, u64 offset, 
 	return n < 0 ? -errno : 0;
 }
 
+static void take_zeros(const struct vmm *v, const struct procmap *m, u64 end, u64 nr)
+{
+	if (images && nr <= GAP_PAGES)
+		return;
+	totals.zero += nr;
+	for (u64 at = end - nr * PAGE_BYTES; at < end; at += PAGE_BYTES)
+		printf("ZERO pid=%d hva=0x%llx store_offset=0x%llx\n", (int)v->pid,
+		       (unsigned long long)at, (unsigned long long)(m->offset + (at - m->start)));
+}
+
 static int check_mapping(const struct procmap *m, void *arg)
 {
 	static const u8 zeros[PAGE_BYTES];
 	const struct vmm *v = arg;
 	u8 page[PAGE_BYTES];
+	u64 nr_zeros = 0; /* that end before @at */
 
 	if (strncmp(m->path, STORE_PATH, strlen(STORE_PATH)) != 0)
 		return 0;
 	for (u64 at = m->start; at < m->end; at += PAGE_BYTES) {
-		u64 entry, offset = m->offset + (at - m->start);
+		bool broken, zero = false;
+		u64 entry;
 		int err;
 
 		if (pread(v->pagemap, &entry, sizeof(entry),
 			  (off_t)((at >> PAGE_SHIFT) * sizeof(entry))) != sizeof(entry))
 			return -EIO;
-		if (entry & (PM_PRESENT | PM_SWAP) && !(entry & PM_FILE)) {
-			totals.broken++;
+		broken = entry & (PM_PRESENT | PM_SWAP) && !(entry & PM_FILE);
+		if (!broken) {
+			err = read_store(v, m, m->offset + (at - m->start), page);
+			if (err < 0)
+				return err;
+			zero = memcmp(page, zeros, PAGE_BYTES) == 0;
+		}
+		(*(broken ? &totals.broken : &totals.mapped))++;
+		if (zero) {
+			nr_zeros++;
 			continue;
 		}
-		totals.mapped++;
-		err = read_store(v, m, offset, page);
-		if (err < 0)
-			return err;
-		if (memcmp(page, zeros, PAGE_BYTES) != 0)
-			continue;
-		totals.zero++;
-		printf("ZERO pid=%d hva=0x%llx store_offset=0x%llx present=%d\n", (int)v->pid,
-		       (unsigned long long)at, (unsigned long long)offset,
-		       (entry & PM_PRESENT) != 0);
+		take_zeros(v, m, at, nr_zeros);
+		nr_zeros = 0;
 	}
+	take_zeros(v, m, m->end, nr_zeros);
 	return 0;
 }
 
@@ -119,6 +139,11 @@ int main(int argc, char **argv)
 {
 	int err = 0;
 
+	if (argc > 1 && strcmp(argv[1], "--images") == 0) {
+		images = true;
+		argv++;
+		argc--;
+	}
 	for (int i = 1; i < argc; i++)
 		kill(atoi(argv[i]), SIGSTOP);
 	for (int i = 1; i < argc && err == 0; i++) {

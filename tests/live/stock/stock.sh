@@ -48,8 +48,8 @@ stock_ready()
 	wait_for 10 vms_connected "$@" || die "${test}_connected" "not all agents are connected: $*"
 }
 
-# line_value NAME WORD KEY: of the last whole line that begins with WORD on the guest's console.
-line_value() { tr -d '\r' <"$RUN/$1.console" | sed -n "/^$2 .*[0-9]\$/s/.* $3=\([0-9]*\).*/\1/p" | tail -n 1; }
+# line_value NAME WORD KEY: of the last whole line that begins with WORD on the guest's console (a terminal's: it ends in CR LF).
+line_value() { sed -n "/^$2 .*\r\$/s/.* $3=\([0-9]*\).*/\1/p" "$RUN/$1.console" | tail -n 1; }
 # check_value NAME KEY: of the memory checker.
 check_value() { line_value "$1" 'CHECK\(-DONE\)\{0,1\}' "$2"; }
 check_reaches() { [ "$(check_value "$1" "$2")" -ge "$3" ]; }
@@ -123,11 +123,12 @@ check_stall()
 	check_ge "$1_$2_stall_below_1s" 1 $(($(check_value "$2" stall_max_ms) < 1000))
 }
 
-# check_store TEST NAME...: no guest shows a store page that was given up (invariant 4).
+# check_store TEST [--images] NAME...: no guest shows a store page that was given up (invariant 4); see tool_store.c.
 check_store()
 {
 	local test=$1 name pids=()
 	shift
+	[ "$1" != --images ] || { pids=(--images) && shift; }
 	for name; do
 		pids+=("${STOCK_PID[$name]}")
 	done
