@@ -3,7 +3,7 @@
 
 OUTSIDE := $(BUILD)/outside
 
-$(OUTSIDE): $(call obj,bench/outside.c $(COMMON))
+$(OUTSIDE): $(call obj,bench/outside.c bench/count_guest.c bench/count_totals.c $(COMMON))
 	$(CC) $(LDFLAGS) -o $@ $^ -lxxhash
 
 # Two steps: what `deps` installs must be there before make looks at what needs it.

@@ -324,8 +324,22 @@ void ops_cancel_outstanding(struct ksm_vm *vm);
 /* resync.c */
 int region_resync(struct ksm_region *r);
 
-/* engine.c */
+/* engine.c: there is more to find than the last looks said: all of the VM is looked at, and soon */
+void vm_rouse(struct ksm_vm *vm);
+
+/* region.c */
 struct ksm_region *vm_region_at(struct ksm_vm *vm, u64 hva, u64 bytes); /* that holds all of it */
 void region_free(struct ksm_region *r);					/* all pages must be NONE */
+u64 region_bytes(const struct ksm_region *r);				/* metadata */
+/* What was seen of its pages is old. */
+void region_rouse(struct ksm_region *r);
+/* All present pages are new. A pass that is under way has perhaps left them behind: it begins
+ * again. */
+void region_look_anew(struct ksm_region *r);
+/* Reads the mappings of those that could not be read before. */
+void regions_read(struct ksm_vm *vm);
+/* Frees those that were given up, once nothing of them maps the store and no request speaks of
+ * them. */
+void regions_reap(struct ksm_vm *vm);
 
 #endif

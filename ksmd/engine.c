@@ -10,9 +10,6 @@
 
 /* Pages of a dead VM that are settled in one step. */
 #define EXIT_STEP_PAGES 16384
-/* Beyond is the kernel's, with five-level page tables too
- * (Documentation/arch/x86/x86_64/5level-paging.rst). */
-#define USER_ADDRESS_END ((u64)1 << 56)
 /*
  * A VMM that hangs a reader is left alone until that is back, and from the second time on for a
  * while longer, doubled each time: each hang costs all others a second. Forgotten after an hour
@@ -94,33 +91,13 @@ void engine_free(struct engine *e)
 	free(e);
 }
 
-/* There is more to find than the last looks said: all of the VM is looked at, and soon. */
-static void vm_rouse(struct ksm_vm *vm)
+void vm_rouse(struct ksm_vm *vm)
 {
 	struct pace_limits l = engine_pace(vm->engine);
 
 	vm->rouse = true;
 	vm->interval_us = pace_first_interval(&l);
 	vm->pass_due_us = vm->full_due_us = 0;
-}
-
-/* What was seen of its pages is old. */
-static void region_rouse(struct ksm_region *r)
-{
-	for (u32 w = 0; w < DIV_ROUND_UP(r->nr_pages, WINDOW_PAGES); w++)
-		pace_window_rouse(&r->windows[w]);
-	huge_rouse(r);
-}
-
-/* All present pages are new. A pass that is under way has perhaps left them behind: it begins
- * again. */
-static void region_look_anew(struct ksm_region *r)
-{
-	r->first_pass = true;
-	region_rouse(r);
-	r->vm->in_pass = false;
-	r->vm->cursor_region = r->vm->cursor_page = 0;
-	vm_rouse(r->vm);
 }
 
 void engine_configure(struct engine *e, const struct engine_config *cfg)
@@ -138,108 +115,6 @@ void engine_configure(struct engine *e, const struct engine_config *cfg)
 	e->cfg.image_max_bytes = cfg->image_max_bytes;
 	for (struct ksm_vm *vm = e->vms; rouse && vm; vm = vm->next)
 		vm_rouse(vm);
-}
-
-/* --- domains ---------------------------------------------------------------------------------- */
-
-static int domain_new(struct engine *e, const char *name, struct store *s, struct ksm_domain **ret)
-{
-	struct ksm_domain *d;
-	int r = -ENOMEM;
-
-	if (e->nr_domains == DOMAINS_MAX)
-		return -ENOSPC;
-	d = calloc(1, sizeof(*d));
-	if (!d)
-		return -ENOMEM;
-	strncpy(d->name, name, sizeof(d->name) - 1);
-	d->engine = e;
-	if (index_new(&d->index) < 0 || index_new(&d->broken) < 0)
-		goto fail;
-	d->store = s;
-	if (!s) {
-		r = store_new(d->name, e->cfg.store_max_bytes, &d->store);
-		if (r < 0)
-			goto fail;
-	}
-	e->domains[e->nr_domains++] = d;
-	*ret = d;
-	return 0;
-fail:
-	index_free(d->index);
-	index_free(d->broken);
-	free(d);
-	return r;
-}
-
-int engine_domain(struct engine *e, const char *name, struct ksm_domain **ret)
-{
-	for (u32 i = 0; i < e->nr_domains; i++) {
-		if (strncmp(e->domains[i]->name, name, DOMAIN_NAME_MAX - 1) == 0) {
-			*ret = e->domains[i];
-			return 0;
-		}
-	}
-	return domain_new(e, name, NULL, ret);
-}
-
-struct store *domain_store(struct ksm_domain *d)
-{
-	return d->store;
-}
-
-/* Content found in an adopted store goes into the index again. */
-static int index_stored_page(struct store *s, u32 spn, void *arg)
-{
-	struct ksm_domain *d = arg;
-	u8 page[PAGE_BYTES] __attribute__((aligned(16)));
-	int r = store_read(s, spn, page, 1);
-
-	if (r < 0)
-		return r;
-	store_set_hash(s, spn, page_hash(page));
-	return index_add(d->index, hash_tag(store_hash(s, spn)), INDEX_STORE_FLAG | spn);
-}
-
-int engine_domain_adopt(struct engine *e, const char *name, struct store *s,
-			struct ksm_domain **ret)
-{
-	int r = domain_new(e, name, s, ret);
-
-	return r < 0 ? r : store_walk(s, index_stored_page, *ret);
-}
-
-static void unindex_page(struct store *s, u32 spn, void *arg)
-{
-	struct ksm_domain *d = arg;
-
-	index_del(d->index, hash_tag(store_hash(s, spn)), INDEX_STORE_FLAG | spn);
-}
-
-void engine_recovered(struct engine *e)
-{
-	for (u32 i = 0; i < e->nr_domains; i++)
-		store_recovered(e->domains[i]->store, unindex_page, e->domains[i]);
-}
-
-u32 engine_domains(const struct engine *e, struct ksm_domain_stats *ret, u32 max)
-{
-	u32 n = MIN(max, e->nr_domains);
-
-	for (u32 i = 0; i < n; i++) {
-		const struct ksm_domain *d = e->domains[i];
-
-		ret[i] = (struct ksm_domain_stats){
-			.name = d->name,
-			.store_pages = store_pages(d->store),
-			.store_refs = store_total_refs(d->store) - d->image_refs,
-			.index_entries = index_entries(d->index),
-			.index_bytes = index_bytes(d->index) + index_bytes(d->broken) +
-				       (d->blocks ? blocks_bytes(d->blocks) : 0),
-			.store_meta_bytes = store_meta_bytes(d->store) + images_bytes(d),
-		};
-	}
-	return n;
 }
 
 u64 engine_given_up(const struct engine *e)
@@ -291,19 +166,6 @@ int engine_vm_add(struct engine *e, pid_t pid, struct ksm_domain *d, enum ksm_mo
 	return 0;
 }
 
-/* Reads what could not be read before. */
-static void read_regions(struct ksm_vm *vm)
-{
-	bool all = true;
-
-	for (u32 i = 0; i < vm->nr_regions; i++)
-		all = (vm->regions[i]->read || region_resync(vm->regions[i]) == 0) && all;
-	if (all && vm->cancel_due) {
-		ops_cancel_outstanding(vm);
-		vm->cancel_due = false;
-	}
-}
-
 void engine_vm_connect(struct ksm_vm *vm, void *conn)
 {
 	vm->conn = conn;
@@ -316,7 +178,7 @@ void engine_vm_connect(struct ksm_vm *vm, void *conn)
 	 * became of that. */
 	vm->cancel_due = true;
 	vm->repair_refused = false;
-	read_regions(vm);
+	regions_read(vm);
 }
 
 void engine_vm_disconnect(struct ksm_vm *vm)
@@ -386,13 +248,6 @@ bool vm_may_share(const struct ksm_vm *vm)
 	return vm->conn && vm->mode == KSM_ON && !vm->unmerged && !vm->dying && !vm->blocked;
 }
 
-static u64 region_bytes(const struct ksm_region *r)
-{
-	return sizeof(*r) + r->nr_pages * (sizeof(r->link[0]) + sizeof(r->state[0])) +
-	       DIV_ROUND_UP(r->nr_pages, WINDOW_PAGES) * sizeof(r->windows[0]) +
-	       huge_chunks_of(r->hva, r->nr_pages) * sizeof(r->chunks[0]);
-}
-
 void engine_vm_stats(const struct ksm_vm *vm, struct ksm_vm_stats *ret)
 {
 	*ret = vm->stats;
@@ -405,164 +260,6 @@ void engine_vm_stats(const struct ksm_vm *vm, struct ksm_vm_stats *ret)
 	}
 	ret->meta_bytes += sizeof(*vm) + vm->queue_cap * sizeof(vm->queue[0]) +
 			   vm->line_cap * sizeof(vm->line[0]);
-}
-
-/* --- regions ---------------------------------------------------------------------------------- */
-
-void region_free(struct ksm_region *r)
-{
-	if (!r)
-		return;
-	if (r->gpn != GPN_NONE) {
-		gpn_release(&r->vm->engine->gpns, r->gpn, r->nr_pages);
-		r->vm->engine->nr_windows -= DIV_ROUND_UP(r->nr_pages, WINDOW_PAGES);
-	}
-	free(r->link);
-	free(r->state);
-	free(r->windows);
-	free(r->chunks);
-	free(r);
-}
-
-static int region_new(struct ksm_vm *vm, u64 hva, u64 bytes, struct ksm_region **ret)
-{
-	struct ksm_region *r = calloc(1, sizeof(*r));
-
-	if (!r)
-		return -ENOMEM;
-	r->vm = vm;
-	r->hva = hva;
-	r->bytes = bytes;
-	r->first_pass = true;
-	r->gpn = GPN_NONE;
-	r->nr_pages = (u32)(bytes >> PAGE_SHIFT);
-	r->link = calloc(r->nr_pages, sizeof(r->link[0]));
-	r->state = calloc(r->nr_pages, sizeof(r->state[0]));
-	r->windows = calloc(DIV_ROUND_UP(r->nr_pages, WINDOW_PAGES), sizeof(r->windows[0]));
-	r->chunks = calloc(huge_chunks_of(hva, r->nr_pages), sizeof(r->chunks[0]));
-	if (r->link && r->state && r->windows && r->chunks)
-		r->gpn = gpn_alloc(&vm->engine->gpns, r->nr_pages, r);
-	if (r->gpn == GPN_NONE) {
-		region_free(r);
-		return -ENOMEM;
-	}
-	vm->engine->nr_windows += DIV_ROUND_UP(r->nr_pages, WINDOW_PAGES);
-	*ret = r;
-	return 0;
-}
-
-struct ksm_region *vm_region_at(struct ksm_vm *vm, u64 hva, u64 bytes)
-{
-	for (u32 i = 0; i < vm->nr_regions; i++) {
-		struct ksm_region *r = vm->regions[i];
-
-		if (hva >= r->hva && bytes <= r->bytes && hva - r->hva <= r->bytes - bytes)
-			return r;
-	}
-	return NULL;
-}
-
-/* Frees regions that were given up, once nothing of them maps the store and no request speaks of
- * them. */
-static void reap_regions(struct ksm_vm *vm)
-{
-	for (u32 i = vm->nr_regions; i-- > 0;) {
-		struct ksm_region *r = vm->regions[i];
-
-		if (!r->gone || vm->op_busy)
-			continue;
-		ops_cancel_queue(vm);
-		if (region_resync(r) < 0 || r->nr_mapped)
-			continue;
-		for (u32 p = 0; p < r->nr_pages; p++)
-			page_set(r, p, PG_NONE);
-		region_free(r);
-		vm->regions[i] = vm->regions[--vm->nr_regions];
-	}
-}
-
-static u64 vm_bytes(const struct ksm_vm *vm)
-{
-	u64 bytes = 0;
-
-	for (u32 i = 0; i < vm->nr_regions; i++)
-		bytes += ROUND_UP(vm->regions[i]->bytes,
-				  CHUNK_BYTES); /* page numbers come in chunks */
-	return bytes;
-}
-
-int engine_region_add(struct ksm_vm *vm, u64 hva, u64 bytes)
-{
-	struct ksm_region **grown, *r = vm_region_at(vm, hva, bytes);
-	const struct engine *e = vm->engine;
-	int err;
-
-	if (r && r->hva == hva && r->bytes == bytes) {
-		/* Known from before the agent lost its connection, or given up and taken again:
-		 * then it may be other memory by now. */
-		r->gone = false;
-		r->read = false;
-		region_look_anew(r);
-		read_regions(vm);
-		return 0;
-	}
-	reap_regions(vm);
-	for (u32 i = 0; i < vm->nr_regions; i++) {
-		r = vm->regions[i];
-		/* Over a region that is given up but not accounted for yet: later. */
-		if (hva < r->hva + r->bytes && r->hva < hva + bytes)
-			return r->gone ? -EAGAIN : -EEXIST;
-	}
-	if (hva + bytes > USER_ADDRESS_END)
-		return -EINVAL;
-	/* A hostile VMM may have any amount of address space; our metadata for it is real memory.
-	 */
-	if (vm->nr_regions >= ENGINE_REGIONS_MAX || bytes > (u64)GPN_MAX << PAGE_SHIFT ||
-	    vm_bytes(vm) + ROUND_UP(bytes, CHUNK_BYTES) > e->cfg.vm_max_bytes)
-		return -E2BIG;
-	err = region_new(vm, hva, bytes, &r);
-	if (err < 0)
-		return err;
-	grown = realloc(vm->regions, (vm->nr_regions + 1) * sizeof(grown[0]));
-	if (!grown) {
-		region_free(r);
-		return -ENOMEM;
-	}
-	vm->regions = grown;
-	vm->regions[vm->nr_regions++] = r;
-	/* If it cannot be read now it is tried again in every pass. */
-	read_regions(vm);
-	return 0;
-}
-
-int engine_region_del(struct ksm_vm *vm, u64 hva, u64 bytes)
-{
-	struct ksm_region *r = vm_region_at(vm, hva, bytes);
-
-	/* Perhaps one that was refused. */
-	if (!r || r->hva != hva || r->bytes != bytes)
-		return 0;
-	/* Its pages are settled when the kernel shows that the mappings are gone: reap_regions().
-	 */
-	r->gone = true;
-	return 0;
-}
-
-int engine_discard(struct ksm_vm *vm, u64 hva, u64 bytes)
-{
-	struct ksm_region *r = vm_region_at(vm, hva, bytes);
-
-	/* Perhaps one that was refused, or is gone by now. Agents tell only of merged pages. */
-	if (!r || !r->nr_mapped)
-		return 0;
-	for (u64 p = (hva - r->hva) >> PAGE_SHIFT, end = p + (bytes >> PAGE_SHIFT); p < end; p++) {
-		/* An answer that is on its way settles pending pages. */
-		if (r->state[p] == PG_PENDING || r->state[p] == PG_BROKEN_PENDING)
-			continue;
-		page_set(r, (u32)p, PG_NONE);
-		vm->stats.discarded_total++;
-	}
-	return 0;
 }
 
 /* --- slices of work ----------------------------------------------------------------------------
@@ -613,8 +310,8 @@ static void end_pass(struct ksm_vm *vm, u64 now)
 		vm->regions[i]->read = vm->regions[i]->read && !vm->regions[i]->nr_mapped;
 	if (now >= vm->reread_due_us)
 		vm->reread_due_us = now + REREAD_INTERVALS * vm->engine->cfg.interval_us;
-	read_regions(vm);
-	reap_regions(vm);
+	regions_read(vm);
+	regions_reap(vm);
 	/* Not while there is better to do. */
 	if (vm->interval_us >= vm->engine->cfg.interval_us)
 		repair_step(vm, now_us());
