@@ -56,6 +56,7 @@ for release in "${KVM_RELEASES[@]}"; do
 	check_eq "${test}_dropped" 0 "$(sed -n 's/.*"tx-dropped": *\([0-9]*\).*/\1/p' <<<"$stats")"
 	# An end of input would be an end of the connection to the guest.
 	timeout 60 busybox nc $guest 9000 < <(exec sleep 60) >"$RUN/up"
+	kill $! 2>/dev/null
 	check "${test}_up" cmp "$RUN/up" "$RUN/www/down"
 	VMM_WAIT=60 vmm_wait "$VMM_PID"
 	check_eq "${test}_ends" 0 "$VMM_STATUS"
@@ -76,7 +77,7 @@ start "$RUN/httpd2.log" busybox httpd -f -p 127.0.0.1:8000 -h "$RUN/www"
 # As root it becomes nobody first, who cannot reach into $RUN; this version of it does not notice that.
 open=$(mktemp -d) && chmod 1777 "$open" && cleanup rm -rf "$open"
 start "$RUN/passt.log" passt --foreground --socket "$open/passt.sock"
-if ! wait_for 20 test -S "$open/passt.sock"; then
+if ! wait_for 60 test -S "$open/passt.sock"; then
 	fail kvm_net_passt "passt does not start: $(tail -n 1 "$RUN/passt.log")"
 	exit 0
 fi
