@@ -55,8 +55,11 @@ for release in "${KVM_RELEASES[@]}"; do
 	check_ge "${test}_rx_packets" 20 "$(sed -n 's/.*"rx-packets": *\([0-9]*\).*/\1/p' <<<"$stats")"
 	check_eq "${test}_dropped" 0 "$(sed -n 's/.*"tx-dropped": *\([0-9]*\).*/\1/p' <<<"$stats")"
 	# An end of input would be an end of the connection to the guest.
-	timeout 60 busybox nc $guest 9000 < <(exec sleep 60) >"$RUN/up"
-	kill $! 2>/dev/null
+	exec 8< <(exec sleep 60)
+	sleeper=$!
+	timeout 60 busybox nc $guest 9000 <&8 >"$RUN/up"
+	exec 8<&-
+	kill "$sleeper" 2>/dev/null
 	check "${test}_up" cmp "$RUN/up" "$RUN/www/down"
 	VMM_WAIT=60 vmm_wait "$VMM_PID"
 	check_eq "${test}_ends" 0 "$VMM_STATUS"
