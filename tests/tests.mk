@@ -14,7 +14,7 @@ LIVE_LIBS := -Wl,--as-needed -lxxhash -ldl
 # A sanitized program stops at its first finding, so that a test cannot pass with one.
 SAN_ENV := $(if $(SAN),ASAN_OPTIONS=abort_on_error=1:detect_stack_use_after_return=1 \
 	   LSAN_OPTIONS=suppressions=$(CURDIR)/tests/lsan.supp:print_suppressions=0 \
-	   UBSAN_OPTIONS=print_stacktrace=1 TSAN_OPTIONS=halt_on_error=1)
+	   UBSAN_OPTIONS=print_stacktrace=1 TSAN_OPTIONS=halt_on_error=1:suppressions=$(CURDIR)/tests/tsan.supp)
 
 # The model test is always of sanitized programs: in a build of their own where this one is not sanitized.
 MODEL_BUILD  := $(if $(SAN),$(BUILD),$(BUILD)/san-address-undefined)
