@@ -21,7 +21,7 @@ FUZZ         ?=
 FUZZ_DIR     := build/fuzz
 FUZZ_BINS    := $(FUZZ_TARGETS:%=$(FUZZ_DIR)/%)
 # clang checks format strings that gcc does not, and for libraries' macros and structures gcc has no word.
-FUZZ_SAN     := -Wno-format-nonliteral -Wno-gnu-variable-sized-type-not-at-end -Wno-missing-field-initializers -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+FUZZ_SAN     := -Wno-format-nonliteral -Wno-string-concatenation -Wno-gnu-variable-sized-type-not-at-end -Wno-missing-field-initializers -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 fuzz_obj      = $(patsubst %.c,$(FUZZ_DIR)/obj/%.o,$(1))
 
 .PHONY: fuzz fuzz-built

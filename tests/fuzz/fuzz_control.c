@@ -43,6 +43,8 @@ static int op_view(void *core, struct view *ret)
 	if (view_seed & 0x100)
 		fill(&ret->host, sizeof(ret->host));
 	ret->host.scanning = view_seed & 1;
+	ret->host.pressure = view_seed & 2;
+	ret->host.has_pressure_some = view_seed & 4;
 	ret->nr_vms = view_seed % 3;
 	ret->nr_domains = view_seed % 2;
 	ret->vms = calloc(3, sizeof(ret->vms[0]));
