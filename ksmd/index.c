@@ -322,7 +322,8 @@ void index_prefetch(const struct index *x, u32 tag)
 {
 	const struct shard *s = &x->shards[tag >> (32 - SHARD_BITS)];
 
-	__builtin_prefetch(s->slots + home(s->nr_homes, tag));
+	if (s->slots)
+		__builtin_prefetch(s->slots + home(s->nr_homes, tag));
 }
 
 u64 index_entries(const struct index *x)
