@@ -5,13 +5,12 @@
 #include <sys/eventfd.h>
 #include <time.h>
 #include <unistd.h>
+#include "vmm/balloon_take.h"
 #include "vmm/virtio_balloon.h"
 #include "vmm/vm.h"
 
 #define BALLOON_TAG "balloon"
 
-/* Frames that are sorted at once. Linux's buffers have 256. */
-#define FRAMES_MAX 1024
 /* Buffers a turn of the main loop: one may be 256 discards. */
 #define BUDGET 32
 /* Ids of hinting rounds; those below have meanings of their own (5.5.6.7), and the driver takes any
@@ -86,65 +85,6 @@ static void tell(struct balloon *b, bool *what)
 /* --- giving memory back -------------------------------------------------------------------------
  */
 
-static bool discard(struct balloon *b, u64 gpa, u64 bytes)
-{
-	int r = memory_discard(&b->d.vm->mem, gpa, bytes);
-
-	if (r == 0)
-		b->counters.discards++;
-	else if (r == -EINVAL)
-		b->counters.bad_frames += MAX(bytes / PAGE_BYTES, 1);
-	else
-		b->counters.failed_discards++;
-	return r == 0;
-}
-
-static int compare_frames(const void *a, const void *b)
-{
-	u32 x = *(const u32 *)a, y = *(const u32 *)b;
-
-	return x < y ? -1 : x > y;
-}
-
-/* Neighbours become one range. One that runs out of RAM is tried page by page, so that a bad frame
- * does not save its neighbours. */
-static void discard_frames(struct balloon *b, u32 *frames, u32 nr)
-{
-	qsort(frames, nr, sizeof(frames[0]), compare_frames);
-	for (u32 i = 0, n; i < nr; i += n) {
-		u64 gpa = (u64)frames[i] << VIRTIO_BALLOON_PFN_SHIFT, pages = 1;
-
-		for (n = 1; i + n < nr && frames[i + n] - frames[i + n - 1] <= 1; n++) {
-			if (frames[i + n] == frames[i + n - 1])
-				b->counters.bad_frames++;
-			else
-				pages++;
-		}
-		if (memory_at(&b->d.vm->mem, gpa, pages * PAGE_BYTES)) {
-			discard(b, gpa, pages * PAGE_BYTES);
-			continue;
-		}
-		for (u64 p = 0; p < pages; p++)
-			discard(b, gpa + p * PAGE_BYTES, PAGE_BYTES);
-	}
-}
-
-static void take_frames(struct balloon *b, const struct virtqueue_request *r, bool inflate)
-{
-	u32 frames[FRAMES_MAX];
-	size_t at = 0, n;
-
-	while ((n = virtqueue_read(r, at, frames, sizeof(frames)) / sizeof(frames[0])) > 0) {
-		at += n * sizeof(frames[0]);
-		if (inflate) {
-			b->counters.inflated_pages += n;
-			discard_frames(b, frames, (u32)n);
-		} else {
-			b->counters.deflated_pages += n;
-		}
-	}
-}
-
 /* Whether the content of free pages is nothing to the guest. */
 static bool free_means_free(const struct balloon *b)
 {
@@ -157,7 +97,9 @@ static u64 discard_buffers(struct balloon *b, const struct virtqueue_request *r)
 	u64 bytes = 0;
 
 	for (u32 i = r->nr_out; free_means_free(b) && i < r->nr_out + r->nr_in; i++) {
-		if (discard(b, memory_gpa(&b->d.vm->mem, r->iov[i].iov_base), r->iov[i].iov_len))
+		if (balloon_discard(&b->d.vm->mem, &b->counters,
+				    memory_gpa(&b->d.vm->mem, r->iov[i].iov_base),
+				    r->iov[i].iov_len))
 			bytes += r->iov[i].iov_len;
 	}
 	return bytes;
@@ -255,7 +197,8 @@ static void answer(struct balloon *b, struct virtqueue *q, enum role role,
 	switch (role) {
 	case ROLE_INFLATE:
 	case ROLE_DEFLATE:
-		take_frames(b, r, role == ROLE_INFLATE);
+		(virtio_has(&b->d, BALLOON_F_RANGES) ? balloon_take_ranges : balloon_take_frames)(
+			&b->d.vm->mem, &b->counters, r, role == ROLE_INFLATE);
 		break;
 	case ROLE_STATS:
 		hold_stats(b, q, r);
@@ -468,12 +411,13 @@ int virtio_balloon_new(struct vm *vm, struct virtio_device **ret)
 
 	if (!b)
 		return -ENOMEM;
-	virtio_device_init(
-		&b->d, vm, &balloon_ops,
-		1ULL << VIRTIO_BALLOON_F_STATS_VQ | 1ULL << VIRTIO_BALLOON_F_DEFLATE_ON_OOM |
-			1ULL << VIRTIO_BALLOON_F_FREE_PAGE_HINT |
-			1ULL << VIRTIO_BALLOON_F_PAGE_POISON | 1ULL << VIRTIO_BALLOON_F_REPORTING,
-		sizeof(b->config));
+	virtio_device_init(&b->d, vm, &balloon_ops,
+			   1ULL << VIRTIO_BALLOON_F_STATS_VQ |
+				   1ULL << VIRTIO_BALLOON_F_DEFLATE_ON_OOM |
+				   1ULL << VIRTIO_BALLOON_F_FREE_PAGE_HINT |
+				   1ULL << VIRTIO_BALLOON_F_PAGE_POISON |
+				   1ULL << VIRTIO_BALLOON_F_REPORTING | 1ULL << BALLOON_F_RANGES,
+			   sizeof(b->config));
 	memset(b->stats.value, 0xff, sizeof(b->stats.value));
 	for (u32 role = 0; role < ROLES; role++)
 		b->queue[role] = ROLES;

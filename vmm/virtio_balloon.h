@@ -25,6 +25,15 @@
 #include <linux/virtio_balloon.h>
 #include "vmm/virtio.h"
 
+/*
+ * Inflate and deflate pass ranges instead of frames: docs/BALLOON-RANGES.md. Our guest driver takes
+ * it. An entry is 64 bits: the address, and in the bits of its page offset the order.
+ */
+#define BALLOON_F_RANGES	57
+#define BALLOON_RANGE_ORDER	0x3full
+#define BALLOON_RANGE_MBZ	0xfc0ull
+#define BALLOON_RANGE_ORDER_MAX 18 /* 1 GiB */
+
 /* Linux 6.12 has 16; a tag beyond that is passed over. Indexed by VIRTIO_BALLOON_S_*. */
 #define BALLOON_STATS_MAX 16
 /* Of a statistic that the guest has not given. QEMU's word for it. */

@@ -6,7 +6,7 @@
 #include "tests/unit/vmm_driver.h"
 #include "vmm/virtio_balloon.h"
 
-#define ALL    UINT64_MAX
+#define ALL    (UINT64_MAX & ~(1ULL << BALLOON_F_RANGES))
 #define FRAMES DRIVER_DATA
 #define MEMORY (DRIVER_DATA + 0x200000) /* what is given back */
 
@@ -119,6 +119,57 @@ Test(virtio_balloon, inflates_in_ranges)
 }
 
 /* Frames that are no RAM, or twice the same, do not save their neighbours, and hurt nobody. */
+static void ranges(u32 q, const u64 *list, u32 nr)
+{
+	const struct driver_buf buf = { FRAMES, nr * 8, false };
+
+	memcpy(driver_at(&v, FRAMES), list, nr * 8);
+	driver_request(&v, q, &buf, 1);
+}
+
+Test(virtio_balloon, takes_ranges)
+{
+	/* Pages 16 to 19, 20 and 21, 64: the first two are neighbours. */
+	u64 list[] = { (MEMORY + 20 * PAGE_BYTES) | 1, MEMORY + 64 * PAGE_BYTES,
+		       (MEMORY + 16 * PAGE_BYTES) | 2 };
+
+	driver_up(&v, UINT64_MAX);
+	ranges(INFLATE, list, 3);
+	for (u32 i = 0; i < 512; i++) {
+		if ((i >= 16 && i <= 21) || i == 64)
+			cr_assert(page_is_gone(i), "page %u", i);
+		else
+			cr_assert(page_is_there(i), "page %u", i);
+	}
+	cr_assert_eq(counters().inflated_pages, 7u);
+	cr_assert_eq(counters().discards, 2u);
+	cr_assert_eq(counters().bad_frames, 0u);
+	ranges(DEFLATE, list, 1);
+	cr_assert_eq(counters().deflated_pages, 2u);
+	cr_assert_eq(counters().discards, 2u);
+}
+
+Test(virtio_balloon, hostile_ranges)
+{
+	u64 list[] = {
+		DRIVER_RAM,			  /* behind the last page */
+		(DRIVER_RAM - PAGE_BYTES) | 1,	  /* out of RAM by half */
+		UINT64_MAX & ~0xfffull,		  /* the last page there can be */
+		MEMORY | 63,			  /* no order */
+		MEMORY | BALLOON_RANGE_ORDER_MAX, /* more than there is */
+		MEMORY | 0x40,			  /* a bit that must be zero */
+		MEMORY + PAGE_BYTES,
+		MEMORY + PAGE_BYTES, /* twice */
+	};
+
+	driver_up(&v, UINT64_MAX);
+	ranges(INFLATE, list, ARRAY_SIZE(list));
+	cr_assert_eq(counters().bad_frames, 7u);
+	cr_assert_eq(counters().inflated_pages, 1u);
+	cr_assert(page_is_gone(1));
+	cr_assert(page_is_there(0) && page_is_there(2));
+}
+
 Test(virtio_balloon, hostile_frames)
 {
 	u32 ram = DRIVER_RAM / PAGE_BYTES;
