@@ -14,6 +14,7 @@ static const char *const names[GUEST_NR_STATS] = {
 	[GUEST_STAT_MINOR_FAULTS] = "stat-minor-faults",
 	[GUEST_STAT_OOM_KILLS] = "stat-oom-kills",
 	[GUEST_STAT_ALLOC_STALLS] = "stat-alloc-stalls",
+	[GUEST_STAT_PSI_TOTAL_US] = "stat-ballast-psi-total-us",
 };
 
 /* More than any machine has; sums of such values do not overflow. */
@@ -100,6 +101,9 @@ static void update_rates(struct guest_stats *s, const struct guest_stats_reply *
 	s->major_faults_per_s = per_second(grown(old, new, GUEST_STAT_MAJOR_FAULTS), us);
 	s->alloc_stalls_per_s = per_second(grown(old, new, GUEST_STAT_ALLOC_STALLS), us);
 	s->oom_kills = grown(old, new, GUEST_STAT_OOM_KILLS);
+	s->has_psi = has(old, GUEST_STAT_PSI_TOTAL_US) && has(new, GUEST_STAT_PSI_TOTAL_US);
+	s->psi_permille =
+		(u32)MIN(per_second(grown(old, new, GUEST_STAT_PSI_TOTAL_US), us) / 1000, (u64)1000);
 }
 
 /* Every kernel has faults from its first second on, and no other counter grows as surely. */

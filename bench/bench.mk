@@ -45,5 +45,11 @@ bench-cow: deps
 	@$(MAKE) --no-print-directory all $(BUILD)/memhost $(BUILD)/bench-cow
 	BUILD='$(BUILD)' $(BUILD)/bench-cow
 
+# On the test host: about ten minutes.
+.PHONY: bench-vmm
+bench-vmm: deps
+	@$(MAKE) --no-print-directory all $(LIVE_BINS)
+	BUILD='$(BUILD)' bench/vmm.sh
+
 # Built by `make check`, too, so that none falls behind.
 BENCH_BINS := $(OUTSIDE) $(BUILD)/memhost $(BUILD)/bench-index $(BUILD)/bench-ksm $(BUILD)/bench-cow

@@ -33,6 +33,9 @@ static const struct {
 	[GUEST_STAT_ALLOC_STALLS] = { "guest_alloc_stalls_total",
 				      "ballast_vm_guest_alloc_stalls_total",
 				      "Allocations of the guest that waited for memory." },
+	[GUEST_STAT_PSI_TOTAL_US] = { "guest_memory_wait_us_total",
+				      "ballast_vm_guest_memory_wait_us_total",
+				      "Time that some task of the guest waited for memory, in us." },
 };
 
 /* --- JSON ------------------------------------------------------------------------------------- */

@@ -188,6 +188,8 @@ static void decide(struct balloon *b)
 		.run = runs[i->run],
 		.nr_resets = i->nr_resets,
 		.stats = &i->stats,
+		.has_psi = i->stats.has_psi,
+		.psi_permille = i->stats.psi_permille,
 		.has_wish = b->has_wish,
 		.wish_bytes = b->wish_bytes,
 	};

@@ -9,6 +9,16 @@
 #include <linux/vmstat.h>
 #include "balloon.h"
 
+/* Linux 6.12's; the numbers are the device's (virtio_balloon.h of 6.12). */
+enum {
+	S_OOM_KILL = 10,
+	S_ALLOC_STALL,
+	S_ASYNC_SCAN,
+	S_DIRECT_SCAN,
+	S_ASYNC_RECLAIM,
+	S_DIRECT_RECLAIM,
+};
+
 static unsigned int add(struct bb *b, unsigned int i, u16 tag, u64 value)
 {
 	if (WARN_ON_ONCE(i >= BB_NR_STATS))
@@ -21,7 +31,8 @@ static unsigned int add(struct bb *b, unsigned int i, u16 tag, u64 value)
 static unsigned int fill(struct bb *b)
 {
 	unsigned long events[NR_VM_EVENT_ITEMS];
-	unsigned int n = 0;
+	unsigned long stalls = 0;
+	unsigned int n = 0, zone;
 	struct sysinfo si;
 	u64 psi;
 
@@ -40,6 +51,14 @@ static unsigned int fill(struct bb *b)
 	n = add(b, n, VIRTIO_BALLOON_S_AVAIL, (u64)max(si_mem_available(), 0L) << PAGE_SHIFT);
 	n = add(b, n, VIRTIO_BALLOON_S_CACHES,
 		(u64)global_node_page_state(NR_FILE_PAGES) << PAGE_SHIFT);
+	for (zone = 0; zone < MAX_NR_ZONES; zone++)
+		stalls += events[ALLOCSTALL_NORMAL - ZONE_NORMAL + zone];
+	n = add(b, n, S_OOM_KILL, events[OOM_KILL]);
+	n = add(b, n, S_ALLOC_STALL, stalls);
+	n = add(b, n, S_ASYNC_SCAN, (u64)events[PGSCAN_KSWAPD] << PAGE_SHIFT);
+	n = add(b, n, S_DIRECT_SCAN, (u64)events[PGSCAN_DIRECT] << PAGE_SHIFT);
+	n = add(b, n, S_ASYNC_RECLAIM, (u64)events[PGSTEAL_KSWAPD] << PAGE_SHIFT);
+	n = add(b, n, S_DIRECT_RECLAIM, (u64)events[PGSTEAL_DIRECT] << PAGE_SHIFT);
 	n = add(b, n, BB_STAT_REASON, b->reason);
 	psi = READ_ONCE(b->psi_total_us);
 	if (b->psi_known)

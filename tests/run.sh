@@ -347,7 +347,7 @@ run_kvm()
 		result skip "kvm: not run with sanitizers, which nobody has tried in an emulated host"
 		return
 	fi
-	if ! limited 600 "$logs/kvm-build.log" sh -c 'tests/guest/build.sh --all && tests/testhost/build.sh'; then
+	if ! limited 600 "$logs/kvm-build.log" sh -c 'tests/guest/build.sh --all && tests/guest/driver.sh && tests/testhost/build.sh'; then
 		result 'not ok' "kvm: the test host or its guests cannot be built"
 		show_log "$logs/kvm-build.log" 20
 		return

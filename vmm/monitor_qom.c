@@ -35,6 +35,9 @@ static const char *const stat_names[BALLOON_STATS_MAX] = {
 	[13] = "stat-direct-scans",
 	[14] = "stat-async-reclaims",
 	[15] = "stat-direct-reclaims",
+	[BALLOON_STATS_STANDARD] = "stat-ballast-reason",
+	[BALLOON_STATS_STANDARD + 1] = "stat-ballast-psi-total-us",
+	[BALLOON_STATS_STANDARD + 2] = "stat-ballast-given-back",
 };
 
 static struct virtio_device *device_of(const struct vm *vm, u32 id)

@@ -144,8 +144,10 @@ static void take_stats(struct balloon *b, const struct virtqueue_request *r)
 	struct timespec now;
 
 	for (size_t at = 0; virtqueue_read(r, at, &s, sizeof(s)) == sizeof(s); at += sizeof(s)) {
-		if (s.tag < BALLOON_STATS_MAX)
-			b->stats.value[s.tag] = s.val;
+		u32 i = s.tag < BALLOON_S_OURS ? s.tag : s.tag - BALLOON_S_OURS + BALLOON_STATS_STANDARD;
+
+		if (i < (s.tag < BALLOON_S_OURS ? BALLOON_STATS_STANDARD : BALLOON_STATS_MAX))
+			b->stats.value[i] = s.val;
 		if (at > 4096)
 			break;
 	}

@@ -34,8 +34,11 @@
 #define BALLOON_RANGE_MBZ	0xfc0ull
 #define BALLOON_RANGE_ORDER_MAX 18 /* 1 GiB */
 
-/* Linux 6.12 has 16; a tag beyond that is passed over. Indexed by VIRTIO_BALLOON_S_*. */
-#define BALLOON_STATS_MAX 16
+/* Linux 6.12 has 16, indexed by VIRTIO_BALLOON_S_*; behind them come our driver's own, whose tags begin
+ * with BALLOON_S_OURS (docs/BALLOON-RANGES.md). Other tags are passed over. */
+#define BALLOON_STATS_STANDARD 16
+#define BALLOON_STATS_MAX      19
+#define BALLOON_S_OURS	       0xba00
 /* Of a statistic that the guest has not given. QEMU's word for it. */
 #define BALLOON_STAT_NONE UINT64_MAX
 

@@ -242,6 +242,31 @@ Test(balloon_stats, rates)
 	cr_expect_eq(s.swap_in_bytes_per_s, 0);
 }
 
+/* What our driver tells: time that tasks waited for memory. */
+Test(balloon_stats, psi)
+{
+	struct guest_stats_reply r = reply_at(WALL);
+	struct guest_stats s = { 0 };
+
+	r.present = 1U << GUEST_STAT_PSI_TOTAL_US;
+	r.value[GUEST_STAT_PSI_TOTAL_US] = 7000000;
+	cr_assert(guest_stats_update(&s, &r, 100 * SECOND, WALL));
+	cr_expect_not(s.has_psi);
+	r.last_update_s += 2;
+	r.value[GUEST_STAT_PSI_TOTAL_US] += 300000;
+	cr_assert(guest_stats_update(&s, &r, 102 * SECOND, WALL + 2));
+	cr_expect(s.has_psi && s.psi_permille == 150, "%u", s.psi_permille);
+	/* More than there is time, as a lie: all of it. */
+	r.last_update_s += 2;
+	r.value[GUEST_STAT_PSI_TOTAL_US] += 1ULL << 50;
+	cr_assert(guest_stats_update(&s, &r, 104 * SECOND, WALL + 4));
+	cr_expect(s.has_psi && s.psi_permille == 1000, "%u", s.psi_permille);
+	r.last_update_s += 2;
+	r.present = 0;
+	cr_assert(guest_stats_update(&s, &r, 106 * SECOND, WALL + 6));
+	cr_expect(!s.has_psi && s.psi_permille == 0);
+}
+
 Test(balloon_stats, names)
 {
 	for (int i = 0; i < GUEST_NR_STATS; i++)
