@@ -59,7 +59,7 @@ shared=$(vms_sum shared_pages "${names[@]}")
 echo "RESULT kvm_clones nr=$CLONES guest_mib=$VMM_MIB pss_kib=$pss rss_kib=$rss shared_pages=$shared snapshot_kib=$(($(stat -c %b "$RUN/snap/memory") / 2))"
 # The 24 MiB that are alike in all of them are there once, and not eight times.
 check_ge kvm_vmm_clones_shared $((CLONES * 6144)) "$shared"
-check_ge kvm_vmm_clones_pss_is_less $((rss / 2)) "$pss"
+check_ge kvm_vmm_clones_pss_is_less "$pss" $((rss / 2))
 
 # Its death costs no clone a byte or a stall; the next one finds the sharing again.
 kill_daemon

@@ -48,8 +48,8 @@ stock_discards=$(device_stat stock-vmm discards)
 end_process "$VMM_PID" TERM 30
 
 VMM_INITRD=$RUN/ours.initrd vmm_start ours-vmm 6.12 1 "ballast.mode=job" --no-agent --balloon --qmp "$RUN/ours-vmm.qmp"
-vmm_qmp ours-vmm qom-set '{"path": "/machine/peripheral/balloon0", "property": "guest-stats-polling-interval", "value": 1}' >/dev/null
 measure ours-vmm "$VMM_PID"
+vmm_qmp ours-vmm qom-set '{"path": "/machine/peripheral/balloon0", "property": "guest-stats-polling-interval", "value": 1}' >/dev/null
 check_ge kvm_guest_driver_pages $((1024 * MIB / 4096)) "$(device_stat ours-vmm inflated-pages)"
 check_eq kvm_guest_driver_no_bad_frames 0 "$(device_stat ours-vmm bad-frames)"
 psi_known() { [ -n "$(vmm_qmp ours-vmm qom-get '{"path": "/machine/peripheral/balloon0", "property": "guest-stats"}' |
