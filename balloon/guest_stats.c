@@ -102,8 +102,8 @@ static void update_rates(struct guest_stats *s, const struct guest_stats_reply *
 	s->alloc_stalls_per_s = per_second(grown(old, new, GUEST_STAT_ALLOC_STALLS), us);
 	s->oom_kills = grown(old, new, GUEST_STAT_OOM_KILLS);
 	s->has_psi = has(old, GUEST_STAT_PSI_TOTAL_US) && has(new, GUEST_STAT_PSI_TOTAL_US);
-	s->psi_permille =
-		(u32)MIN(per_second(grown(old, new, GUEST_STAT_PSI_TOTAL_US), us) / 1000, (u64)1000);
+	s->psi_permille = (u32)MIN(per_second(grown(old, new, GUEST_STAT_PSI_TOTAL_US), us) / 1000,
+				   (u64)1000);
 }
 
 /* Every kernel has faults from its first second on, and no other counter grows as surely. */

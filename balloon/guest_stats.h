@@ -29,7 +29,8 @@ enum guest_stat {
 	GUEST_STAT_MINOR_FAULTS, /* number, since its boot */
 	GUEST_STAT_OOM_KILLS,	 /* number, since its boot; Linux 6.12 and QEMU 9.1 */
 	GUEST_STAT_ALLOC_STALLS, /* number, since its boot; the same */
-	GUEST_STAT_PSI_TOTAL_US, /* since its boot some task waited for memory; our driver, ballast-vmm */
+	GUEST_STAT_PSI_TOTAL_US, /* since its boot some task waited for memory; our driver,
+				    ballast-vmm */
 	GUEST_NR_STATS
 };
 
@@ -53,10 +54,10 @@ struct guest_stats {
 	/* Between the last two answers; of use only if has_rates. */
 	bool has_rates;
 	u64 swap_in_bytes_per_s, major_faults_per_s, alloc_stalls_per_s;
-	u64 oom_kills;	 /* in the same time */
+	u64 oom_kills; /* in the same time */
 	bool has_psi;
 	u32 psi_permille; /* of that time some task waited for memory */
-	u64 nr_restarts; /* how often its counters began anew: the guest was rebooted */
+	u64 nr_restarts;  /* how often its counters began anew: the guest was rebooted */
 };
 
 /* Takes over a reply that came at @now_us (monotonic), when the wall clock said @wall_s. True if

@@ -144,7 +144,8 @@ static void take_stats(struct balloon *b, const struct virtqueue_request *r)
 	struct timespec now;
 
 	for (size_t at = 0; virtqueue_read(r, at, &s, sizeof(s)) == sizeof(s); at += sizeof(s)) {
-		u32 i = s.tag < BALLOON_S_OURS ? s.tag : s.tag - BALLOON_S_OURS + BALLOON_STATS_STANDARD;
+		u32 i = s.tag < BALLOON_S_OURS ? s.tag
+					       : s.tag - BALLOON_S_OURS + BALLOON_STATS_STANDARD;
 
 		if (i < (s.tag < BALLOON_S_OURS ? BALLOON_STATS_STANDARD : BALLOON_STATS_MAX))
 			b->stats.value[i] = s.val;

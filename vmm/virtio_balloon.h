@@ -34,8 +34,8 @@
 #define BALLOON_RANGE_MBZ	0xfc0ull
 #define BALLOON_RANGE_ORDER_MAX 18 /* 1 GiB */
 
-/* Linux 6.12 has 16, indexed by VIRTIO_BALLOON_S_*; behind them come our driver's own, whose tags begin
- * with BALLOON_S_OURS (docs/BALLOON-RANGES.md). Other tags are passed over. */
+/* Linux 6.12 has 16, indexed by VIRTIO_BALLOON_S_*; behind them come our driver's own, whose tags
+ * begin with BALLOON_S_OURS (docs/BALLOON-RANGES.md). Other tags are passed over. */
 #define BALLOON_STATS_STANDARD 16
 #define BALLOON_STATS_MAX      19
 #define BALLOON_S_OURS	       0xba00
