@@ -29,6 +29,7 @@ COMMON  := $(wildcard common/*.c)
 KSMD    := $(wildcard ksmd/*.c)
 METRICS := $(wildcard metrics/*.c)
 BALLOON := $(wildcard balloon/*.c)
+TIERING := $(wildcard tiering/*.c)
 # preload.c is the QEMU shim; the rest of the folder is the agent library that any VMM links.
 HOOKS   := $(filter-out hypervisor-hooks/preload.c,$(wildcard hypervisor-hooks/*.c))
 # main.c and the core are apart so that tests link the daemon's parts without its main().

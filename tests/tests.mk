@@ -3,7 +3,7 @@
 
 # One Criterion program holds all unit tests and links everything but the three main()s.
 UNIT      := $(wildcard tests/unit/*.c)
-UNIT_SRCS := $(UNIT) $(COMMON) $(KSMD) $(METRICS) $(BALLOON) $(HOOKS) $(DAEMON) $(filter-out ctl/main.c,$(CTL)) $(VMM)
+UNIT_SRCS := $(UNIT) $(COMMON) $(KSMD) $(METRICS) $(BALLOON) $(TIERING) $(HOOKS) $(DAEMON) $(filter-out ctl/main.c,$(CTL)) $(VMM)
 UNIT_BIN  := $(BUILD)/tests/unit
 
 # Each tests/live/NAME.c is a program of its own on the real agent library; tests/live/test_*.sh run them.
