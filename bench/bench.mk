@@ -45,6 +45,13 @@ bench-cow: deps
 	@$(MAKE) --no-print-directory all $(BUILD)/memhost $(BUILD)/bench-cow
 	BUILD='$(BUILD)' $(BUILD)/bench-cow
 
+$(BUILD)/bench-sim: $(call obj,bench/sim.c $(TIERING))
+	$(CC) $(LDFLAGS) -o $@ $^ -lm
+
+.PHONY: bench-sim
+bench-sim: $(BUILD)/bench-sim
+	VMS='$(VMS)' $(BUILD)/bench-sim
+
 # On the test host: about ten minutes.
 .PHONY: bench-vmm
 bench-vmm: deps
@@ -52,4 +59,4 @@ bench-vmm: deps
 	BUILD='$(BUILD)' bench/vmm.sh
 
 # Built by `make check`, too, so that none falls behind.
-BENCH_BINS := $(OUTSIDE) $(BUILD)/memhost $(BUILD)/bench-index $(BUILD)/bench-ksm $(BUILD)/bench-cow
+BENCH_BINS := $(OUTSIDE) $(BUILD)/memhost $(BUILD)/bench-index $(BUILD)/bench-ksm $(BUILD)/bench-cow $(BUILD)/bench-sim
