@@ -103,8 +103,7 @@ static void act(struct step *s, u32 vm, bool take, enum policy_mechanism m, u64 
 	};
 	if (take) {
 		p->planned_bytes += bytes;
-		if (m >= POLICY_COMPRESS)
-			s->tier_free[m] -= bytes;
+		s->tier_free[m] -= bytes;
 	}
 }
 
@@ -130,7 +129,7 @@ static void by_cost(const struct policy_vm *vm, enum policy_mechanism order[POLI
 
 static u64 take_from(struct step *s, u32 i, u64 bytes, enum policy_reason reason)
 {
-	enum policy_mechanism order[POLICY_MECHANISMS];
+	enum policy_mechanism order[POLICY_MECHANISMS] = { 0 };
 	const struct policy_vm *vm = &s->in->vms[i];
 	u64 missing = bytes;
 
@@ -199,7 +198,7 @@ static int take(struct step *s, u64 bytes)
 /* The dearest first: what is swapped out costs a guest most. What is shared is no loss to it. */
 static u64 give_to(struct step *s, u32 i, u64 bytes, enum policy_reason reason)
 {
-	enum policy_mechanism order[POLICY_MECHANISMS];
+	enum policy_mechanism order[POLICY_MECHANISMS] = { 0 };
 	const struct policy_vm *vm = &s->in->vms[i];
 	u64 missing = bytes;
 
@@ -244,7 +243,12 @@ void policy_step(struct policy *p, const struct policy_config *cfg, const struct
 	struct policy_action *actions = plan->actions;
 	const struct policy_host *h = &in->host;
 	u64 *entitled = plan->entitled, wanted, reserve, enough;
-	struct step s = { .cfg = cfg, .in = in, .plan = plan };
+	struct step s = { .cfg = cfg,
+			  .in = in,
+			  .plan = plan,
+			  /* These put memory nowhere. */
+			  .tier_free = {
+				  [POLICY_SHARE] = UINT64_MAX, [POLICY_BALLOON] = UINT64_MAX } };
 
 	*plan = (struct policy_plan){ .actions = actions, .entitled = entitled };
 	plan->state = policy_next_state(cfg, p->state, h->memory_bytes, h->available_bytes);
