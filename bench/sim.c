@@ -265,7 +265,7 @@ static void diurnal(u32 nr)
 		step(&s);
 	}
 	printf("RESULT sim scenario=diurnal guests=%u steps=%u us_per_step=%.0f ns_per_guest=%.0f below_floor=%llu starved_guest_steps=%llu low_steps=%llu\n",
-	       nr, 86400 / 20, (double)s.ns / 1000 / (86400.0 / 20),
+	       nr, 86400u / 20, (double)s.ns / 1000 / (86400.0 / 20),
 	       (double)s.ns / (86400.0 / 20) / nr, (unsigned long long)sum_of(&s, false),
 	       (unsigned long long)sum_of(&s, true), (unsigned long long)s.low_steps);
 	sim_free(&s);
