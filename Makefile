@@ -76,7 +76,7 @@ $(BUILD)/libballast-hooks.a: $(call obj,$(HOOKS) $(COMMON))
 $(BUILD)/libballast-preload.so: $(call obj,hypervisor-hooks/preload.c) $(BUILD)/libballast-hooks.a
 	$(CC) $(LDFLAGS) -shared -Wl,--exclude-libs,ALL -Wl,-z,defs -o $@ $^ -ldl
 
-$(BUILD)/ballastd: $(call obj,daemon/main.c $(DAEMON) $(KSMD) $(METRICS) $(BALLOON)) $(BUILD)/libballast-hooks.a
+$(BUILD)/ballastd: $(call obj,daemon/main.c $(DAEMON) $(KSMD) $(METRICS) $(BALLOON) $(TIERING)) $(BUILD)/libballast-hooks.a
 	$(CC) $(LDFLAGS) -o $@ $^ $(LIBS_DAEMON)
 
 $(BUILD)/ballastctl: $(call obj,$(CTL) $(COMMON))

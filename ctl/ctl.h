@@ -23,6 +23,8 @@ int ctl_resume(const struct ctl_options *o, char **args);
 int ctl_unmerge(const struct ctl_options *o, char **args);
 int ctl_share(const struct ctl_options *o, char **args);
 int ctl_balloon(const struct ctl_options *o, char **args);
+int ctl_plan(const struct ctl_options *o, char **args);
+int ctl_explain(const struct ctl_options *o, char **args);
 int ctl_analyze(const struct ctl_options *o, char **args);
 
 /* client.c: one request to the daemon; takes over @request. On success (0) *ret is the reply,

@@ -413,6 +413,7 @@ void balloon_view(const struct vm *vm, struct balloon_view *ret)
 	ret->stuck = b->controller.stuck;
 	ret->has_target = b->controller.target_bytes != 0;
 	ret->target_bytes = b->controller.target_bytes;
+	ret->floor_bytes = b->cfg.floor_bytes;
 	ret->releases_total = b->controller.releases_total;
 	ret->withdrawn_total = b->controller.withdrawn_total;
 	if (!b->bvm) {

@@ -25,6 +25,7 @@
 #include "common/procfs.h"
 #include "daemon/balloon_report.h"
 #include "daemon/control_reply.h"
+#include "daemon/plan.h"
 
 /* The members of view.h that are plain u64, by name. */
 struct field {
@@ -361,6 +362,101 @@ static char *do_balloon(const struct control_ops *ops, void *core, const struct 
 	return reply_text(reply);
 }
 
+static json_t *planned_vm_json(const struct vm_view *vm, const struct policy_vm *p, u64 entitled)
+{
+	json_t *j = json_object();
+	int r = 0;
+
+	r |= put(j, "name", TEXT(vm->name));
+	r |= put(j, "resident_bytes", u64_json(p->resident_bytes));
+	r |= put(j, "min_bytes", u64_json(p->min_bytes));
+	r |= put(j, "entitled_bytes", u64_json(entitled));
+	r |= put(j, "pressure", json_boolean(p->pressure));
+	if (p->has_stats) {
+		r |= put(j, "guest_available_bytes", u64_json(p->guest_available_bytes));
+		r |= put(j, "stats_age_us", u64_json(p->stats_age_us));
+	}
+	if (r < 0) {
+		json_decref(j);
+		return NULL;
+	}
+	return j;
+}
+
+static json_t *action_json(const struct view *v, const struct policy_action *a)
+{
+	char reason[512];
+	json_t *j = json_object();
+	int r = 0;
+
+	policy_explain(a, v->vms[a->vm].name, reason, sizeof(reason));
+	r |= put(j, "vm", TEXT(v->vms[a->vm].name));
+	r |= put(j, "take", json_boolean(a->take));
+	r |= put(j, "mechanism", json_string(policy_mechanism_name(a->mechanism)));
+	r |= put(j, "bytes", u64_json(a->bytes));
+	r |= put(j, "reason", TEXT(reason));
+	if (r < 0) {
+		json_decref(j);
+		return NULL;
+	}
+	return j;
+}
+
+static json_t *plan_json(const struct view *v, const struct plan *p)
+{
+	json_t *j = json_object(), *vms = json_array(), *actions = json_array();
+	int r = 0;
+
+	for (u32 i = 0; i < v->nr_vms; i++)
+		r |= json_array_append_new(
+			vms, planned_vm_json(&v->vms[i], &p->vms[i], p->policy.entitled[i]));
+	for (u32 i = 0; i < p->policy.nr_actions; i++)
+		r |= json_array_append_new(actions, action_json(v, &p->policy.actions[i]));
+	r |= put(j, "ok", json_true());
+	r |= put(j, "state", json_string(policy_state_name(p->policy.state)));
+	r |= put(j, "memory_bytes", u64_json(v->host.memory_bytes));
+	r |= put(j, "available_bytes", u64_json(v->host.available_bytes));
+	r |= put(j, "wanted_bytes", u64_json(p->policy.wanted_bytes));
+	r |= put(j, "unmet_bytes", u64_json(p->policy.unmet_bytes));
+	r |= put(j, "admit_bytes", u64_json(p->policy.admit_bytes));
+	r |= put(j, "vms", vms);
+	r |= put(j, "actions", actions);
+	if (r < 0) {
+		json_decref(j);
+		return NULL;
+	}
+	return j;
+}
+
+static char *do_plan(const struct control_ops *ops, void *core, const struct request *q)
+{
+	struct view v = { 0 };
+	struct plan p = { 0 };
+	char *line = NULL;
+	u64 *resident;
+	int r = ops->view(core, &v);
+
+	if (r < 0)
+		return control_reply_error("cannot gather the status: %s", strerror(-r));
+	resident = calloc(v.nr_vms + 1, sizeof(resident[0]));
+	for (u32 i = 0; resident && i < v.nr_vms; i++) {
+		struct proc_memory mem;
+
+		/* Of one that has ended meanwhile nothing can be taken. */
+		if (proc_memory(v.vms[i].pid, &mem) == 0)
+			resident[i] = mem.pss;
+	}
+	r = resident ? plan_view(&v, resident, &p) : -ENOMEM;
+	line = r < 0 ? control_reply_error("cannot make a plan: %s",
+					   r == -ENODATA ? "the host's memory is not known"
+							 : strerror(-r))
+		     : reply_text(plan_json(&v, &p));
+	plan_free(&p);
+	free(resident);
+	view_free(&v);
+	return line;
+}
+
 static const struct command {
 	const char *name;
 	bool needs_vm;
@@ -369,7 +465,7 @@ static const struct command {
 	{ "status", false, do_status },	 { "counters", false, do_counters },
 	{ "pause", false, do_pause },	 { "resume", false, do_resume },
 	{ "unmerge", true, do_unmerge }, { "share", true, do_share },
-	{ "balloon", true, do_balloon },
+	{ "balloon", true, do_balloon }, { "plan", false, do_plan },
 };
 
 char *control_reply(const struct control_ops *ops, void *core, const char *request, size_t len,
@@ -399,9 +495,10 @@ char *control_reply(const struct control_ops *ops, void *core, const char *reque
 			cmd = &commands[i];
 	}
 	if (!cmd) {
-		line = control_reply_error("unknown command \"%.60s\" (known: status, "
-					   "counters, pause, resume, unmerge, share, balloon)",
-					   name);
+		line = control_reply_error(
+			"unknown command \"%.60s\" (known: status, "
+			"counters, pause, resume, unmerge, share, balloon, plan)",
+			name);
 		goto out;
 	}
 	arg = json_object_get(j, "vm");

@@ -28,6 +28,7 @@ struct balloon_view {
 	u32 present; /* bit GUEST_STAT_x: stats[x] is known */
 	u64 stats[GUEST_NR_STATS];
 	/* Also while it is not linked: */
+	u64 floor_bytes; /* of the configuration: ballooning leaves the guest no less */
 	bool has_wish, has_target;
 	u64 wish_bytes, target_bytes;
 };

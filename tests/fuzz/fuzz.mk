@@ -3,7 +3,7 @@
 # libFuzzer, `make check` with replay.c (tests/fuzz/README.md).
 
 FUZZ_TARGETS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
-FUZZ_LIB     := $(COMMON) $(KSMD) $(METRICS) $(BALLOON) $(HOOKS) $(DAEMON) $(filter-out ctl/main.c,$(CTL)) $(VMM)
+FUZZ_LIB     := $(COMMON) $(KSMD) $(METRICS) $(BALLOON) $(TIERING) $(HOOKS) $(DAEMON) $(filter-out ctl/main.c,$(CTL)) $(VMM)
 
 # --- for make check: the build's own compiler and sanitizers --------------------------------------
 FUZZ_REPLAY := $(FUZZ_TARGETS:%=$(BUILD)/tests/fuzz/%)

@@ -107,6 +107,14 @@ before=$(pss_kib a)
 ctl balloon a 192M | sed 's/^/# /'
 expect balloon_taken 40 mib_at_most a balloon_actual_bytes 196
 expect balloon_reached 20 is a balloon_reason reached
+
+# What the policy would do: it names the host's state, the VM, and what the guest said.
+plan=$(ctl plan)
+echo "$plan" | sed 's/^/# /'
+check balloon_plan grep -q '^host: [a-z]*, .* available.*could be started$' <<<"$plan"
+check balloon_plan_is_dry grep -q 'nothing acts on it yet' <<<"$plan"
+check balloon_explain grep -q '^a: has .*, at least 64.0 MiB stays its, entitled to .*its guest could spare of' <<<"$(ctl explain a)"
+check_eq balloon_explain_nobody 1 "$(ctl explain nobody >/dev/null 2>&1; echo $?)"
 pss_fell() { [ $((before - $(pss_kib a))) -ge 40000 ]; }
 expect balloon_pss_fell 15 pss_fell
 echo "# PSS $before KiB, with the balloon $(pss_kib a) KiB"
