@@ -11,6 +11,8 @@
  *   share          {"ok":true}            undo unmerge
  *   balloon        {"ok":true,"bytes":N}  with "bytes": the guest shall do with so much, as far as
  * it can; without: it gets all back. N: its bounds considered. "error": why that cannot be now
+ *   plan           {"ok":true,"state":...,"vms":[...],"actions":[...]}: what the policy would do
+ *                  now (plan.h)
  *   anything else  {"ok":false,"error":"one clear sentence"}
  *
  * unmerge, share and balloon take "vm" too: a name, a UUID or a PID.
