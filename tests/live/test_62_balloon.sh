@@ -94,7 +94,9 @@ check_eq balloon_no_target '' "$(vm_value a balloon_target_bytes)"
 # A second for its stamp, two of the guest's period, ten between visits.
 check_ge balloon_age 1 $(($(vm_value a guest_stats_age_us) < 16000000))
 scrape() { exec 3<>"/dev/tcp/127.0.0.1/$port" && printf 'GET /metrics HTTP/1.0\r\n\r\n' >&3 && cat <&3; exec 3>&-; }
-scrape >"$RUN/metrics"
+# The metrics are of the last second.
+scraped() { scrape >"$RUN/metrics" && grep -q '^ballast_vm_guest_available_bytes{vm="a"}' "$RUN/metrics"; }
+wait_for 5 scraped
 for family in guest_available_bytes guest_free_bytes guest_total_bytes guest_stats_age_seconds balloon_actual_bytes; do
 	check_eq "balloon_metric_$family" 1 "$(grep -c "^ballast_vm_$family{vm=\"a\"}" "$RUN/metrics")"
 done
