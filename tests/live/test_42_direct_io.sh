@@ -6,7 +6,7 @@
 . "$(dirname "$0")/../lib.sh"
 . "$(dirname "$0")/stock/stock.sh"
 
-SECONDS_RUN=${SECONDS_RUN:-20}
+SECONDS_RUN=${SECONDS_RUN:-10}
 
 stock_init direct_io
 truncate -s 64M "$RUN/direct.img" "$RUN/buffered.img"
