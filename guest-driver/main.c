@@ -162,6 +162,7 @@ static void stop_device(struct bb *b)
 	mutex_unlock(&b->lock);
 	virtio_reset_device(b->vdev);
 	b->vdev->config->del_vqs(b->vdev);
+	memset(b->vq, 0, sizeof(b->vq));
 }
 
 static void stop_work(struct bb *b)
@@ -264,6 +265,8 @@ static int validate(struct virtio_device *vdev)
 	/* Reported pages come back as zeros, which a poisoned page must not. */
 	else if (!virtio_has_feature(vdev, VIRTIO_BALLOON_F_PAGE_POISON))
 		__virtio_clear_bit(vdev, VIRTIO_BALLOON_F_REPORTING);
+	/* What is passed are the guest's physical addresses, whatever the platform's DMA needs. */
+	__virtio_clear_bit(vdev, VIRTIO_F_ACCESS_PLATFORM);
 	return 0;
 }
 

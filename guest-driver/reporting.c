@@ -12,8 +12,12 @@ static int report(struct page_reporting_dev_info *info, struct scatterlist *sg, 
 	struct bb *b = container_of(info, struct bb, reporting);
 	struct virtqueue *vq = b->vq[BB_VQ_REPORTING];
 	unsigned int len;
-	int err = virtqueue_add_inbuf(vq, sg, nr, b, GFP_NOWAIT | __GFP_NOWARN);
+	int err;
 
+	/* While the machine is suspended there is no queue; the kernel goes on reporting. */
+	if (!vq)
+		return -ENODEV;
+	err = virtqueue_add_inbuf(vq, sg, nr, b, GFP_NOWAIT | __GFP_NOWARN);
 	/* A queue without room: the kernel tries again later. */
 	if (err)
 		return err;
