@@ -6,7 +6,7 @@
  *
  *	main.c		probe and remove, features, the target, suspend and resume
  *	pages.c		which memory is taken and given back, and how the host is told
- *	pressure.c	the guest's own need: PSI, available memory, shrinker, OOM notifier
+ *	pressure.c	the guest's own need: stalls, available memory, shrinker, OOM notifier
  *	stats.c		statistics for the host
  *	reporting.c	free page reporting
  *
@@ -42,16 +42,15 @@
 /* Why memory was given back against the host's wish; tags and values of docs/BALLOON-RANGES.md. */
 enum bb_reason {
 	BB_NONE,
-	BB_PSI,
+	BB_STALLS,
 	BB_AVAILABLE,
 	BB_SHRINKER,
 	BB_OOM,
 };
 
-#define BB_STAT_REASON	     0xba00
-#define BB_STAT_PSI_TOTAL_US 0xba01
-#define BB_STAT_GIVEN_BACK   0xba02
-#define BB_NR_STATS	     20 /* the kernel's and ours, at most */
+#define BB_STAT_REASON	   0xba00
+#define BB_STAT_GIVEN_BACK 0xba02
+#define BB_NR_STATS	   20 /* the kernel's and ours, at most */
 
 enum bb_vq {
 	BB_VQ_INFLATE,
@@ -90,8 +89,8 @@ struct bb {
 #if LINUX_VERSION_CODE < KERNEL_VERSION(6, 7, 0)
 	struct shrinker shrinker_old;
 #endif
-	u64 psi_total_us;
-	bool psi_known;
+	unsigned long stalls, refaults; /* as last seen */
+	bool watched;
 	unsigned long hold_until; /* jiffies: until then nothing is taken */
 	bool held;
 	enum bb_reason reason; /* of the last time */

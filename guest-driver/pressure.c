@@ -2,18 +2,21 @@
 /*
  * The guest's own need comes before the host's wish (invariant 10). Four signs, the earliest first:
  *
- *	PSI		tasks wait for memory: what the kernel says in /proc/pressure/memory. (Its
- *triggers are not for modules.) available	less than the reserve is left shrinker	reclaim runs
- *while less than the reserve is left OOM		the kernel is about to kill a process
+ * - stalls: allocations wait for reclaim, or pages that were just dropped are read again
+ * - available: less than the reserve is left
+ * - shrinker: reclaim runs while less than the reserve is left
+ * - OOM: the kernel is about to kill a process
  *
  * Each gives memory back at once, and nothing is taken again for a time.
+ *
+ * PSI would be the better first sign, but a module has no way to it: its triggers are not exported,
+ * and /proc/pressure/memory cannot be read inside the kernel (it has no read_iter).
  */
-#include <linux/fs.h>
 #include <linux/kernel.h>
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/slab.h>
-#include <linux/string.h>
+#include <linux/vmstat.h>
 #include "balloon.h"
 
 static unsigned int reserve_mib = 16;
@@ -22,11 +25,16 @@ MODULE_PARM_DESC(
 	reserve_mib,
 	"memory that stays available to the guest beyond the kernel's own reserves (16; never less than a 32nd of it all)");
 
-static unsigned int psi_percent = 10;
-module_param(psi_percent, uint, 0644);
+static unsigned int stalls = 10;
+module_param(stalls, uint, 0644);
 MODULE_PARM_DESC(
-	psi_percent,
-	"give memory back when tasks wait for memory for so much of a second (10; 0: never)");
+	stalls,
+	"give memory back when so many allocations a second wait for reclaim (10; 0: never)");
+
+static unsigned int refault_mib = 16;
+module_param(refault_mib, uint, 0644);
+MODULE_PARM_DESC(refault_mib,
+		 "or so much a second is read again that was just dropped (16; 0: never)");
 
 static unsigned int hold_off_s = 60;
 module_param(hold_off_s, uint, 0644);
@@ -72,43 +80,43 @@ static unsigned long give_back(struct bb *b, unsigned long nr, enum bb_reason re
 	return done;
 }
 
-/* How long tasks waited for memory since the machine started, in us. */
-static bool read_psi(u64 *ret_us)
+static unsigned long stalls_total(void)
 {
-	struct file *f = filp_open("/proc/pressure/memory", O_RDONLY, 0);
-	char text[256], *total;
-	loff_t at = 0;
-	ssize_t n;
+	unsigned long events[NR_VM_EVENT_ITEMS], sum = 0;
+	unsigned int zone;
 
-	if (IS_ERR(f))
-		return false;
-	n = kernel_read(f, text, sizeof(text) - 1, &at);
-	filp_close(f, NULL);
-	if (n <= 0)
-		return false;
-	text[n] = '\0';
-	/* Documentation/accounting/psi.rst: "some avg10=0.00 avg60=0.00 avg300=0.00 total=0" */
-	total = strstr(text, "total=");
-	if (!total)
-		return false;
-	total += strlen("total=");
-	total[strcspn(total, "\n")] = '\0';
-	return kstrtou64(total, 10, ret_us) == 0;
+	all_vm_events(events);
+	for (zone = 0; zone < MAX_NR_ZONES; zone++)
+		sum += events[ALLOCSTALL_NORMAL - ZONE_NORMAL + zone];
+	return sum;
+}
+
+static unsigned long refaults_total(void)
+{
+	return global_node_page_state(WORKINGSET_REFAULT_ANON) +
+	       global_node_page_state(WORKINGSET_REFAULT_FILE);
+}
+
+/* So many more than at the last look, a second ago? */
+static bool grew(unsigned long *last, unsigned long now, unsigned long limit)
+{
+	unsigned long by = now - *last;
+
+	*last = now;
+	return limit && by >= limit;
 }
 
 static void on_watch(struct work_struct *work)
 {
 	struct bb *b = container_of(to_delayed_work(work), struct bb, watch);
+	bool stalled = grew(&b->stalls, stalls_total(), stalls);
+	bool refaulted = grew(&b->refaults, refaults_total(),
+			      (unsigned long)refault_mib << (20 - PAGE_SHIFT));
 	enum bb_reason reason = BB_NONE;
-	u64 psi_us;
 
-	if (read_psi(&psi_us)) {
-		if (b->psi_known && psi_percent &&
-		    psi_us - b->psi_total_us > (u64)psi_percent * USEC_PER_SEC / 100)
-			reason = BB_PSI;
-		b->psi_total_us = psi_us;
-		b->psi_known = true;
-	}
+	if (b->watched && (stalled || refaulted))
+		reason = BB_STALLS;
+	b->watched = true;
 	if (available() < bb_reserve() / 2)
 		reason = BB_AVAILABLE;
 	if (reason != BB_NONE) {

@@ -34,7 +34,6 @@ static unsigned int fill(struct bb *b)
 	unsigned long stalls = 0;
 	unsigned int n = 0, zone;
 	struct sysinfo si;
-	u64 psi;
 
 	all_vm_events(events);
 	si_meminfo(&si);
@@ -60,9 +59,6 @@ static unsigned int fill(struct bb *b)
 	n = add(b, n, S_ASYNC_RECLAIM, (u64)events[PGSTEAL_KSWAPD] << PAGE_SHIFT);
 	n = add(b, n, S_DIRECT_RECLAIM, (u64)events[PGSTEAL_DIRECT] << PAGE_SHIFT);
 	n = add(b, n, BB_STAT_REASON, b->reason);
-	psi = READ_ONCE(b->psi_total_us);
-	if (b->psi_known)
-		n = add(b, n, BB_STAT_PSI_TOTAL_US, psi);
 	return add(b, n, BB_STAT_GIVEN_BACK, b->given_back);
 }
 
