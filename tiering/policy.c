@@ -43,6 +43,7 @@ struct step {
 	const struct policy_input *in;
 	struct policy_plan *plan;
 	u64 tier_free[POLICY_MECHANISMS];
+	u64 given_bytes; /* to guests under pressure: the host's memory that this takes */
 };
 
 static bool frozen(const struct policy_vm *vm)
@@ -60,11 +61,20 @@ static u64 rate(const struct step *s, enum policy_mechanism m)
 	return (u64)((__uint128_t)s->cfg->rate_bytes[m] * s->in->elapsed_us / 1000000);
 }
 
-/* What a mechanism can take from the VM now, its rate apart. */
-static u64 can_take(const struct step *s, const struct policy_vm *vm, enum policy_mechanism m)
+/* What compression and swap together may take: what is not in use; in the low state, where there is
+ * no other way left, also what is. */
+static u64 out_of_use(const struct step *s, const struct policy_vm *vm)
 {
 	u64 active = MIN(vm->working_set_bytes, vm->resident_bytes);
 
+	if (s->plan->state == POLICY_LOW)
+		active = 0;
+	return above(vm->resident_bytes, MAX(active, vm->pinned_bytes));
+}
+
+/* What a mechanism can take from the VM now, its rate and what others take apart. */
+static u64 can_take(const struct step *s, const struct policy_vm *vm, enum policy_mechanism m)
+{
 	if (!(vm->allowed >> m & 1) || frozen(vm))
 		return 0;
 	switch (m) {
@@ -78,11 +88,7 @@ static u64 can_take(const struct step *s, const struct policy_vm *vm, enum polic
 	default:
 		if (s->plan->state < POLICY_HARD || vm->pressure)
 			return 0;
-		/* In use or not, there is no other way left in the low state. */
-		if (s->plan->state == POLICY_LOW)
-			active = 0;
-		return MIN(above(vm->resident_bytes, MAX(active, vm->pinned_bytes)),
-			   s->tier_free[m]);
+		return MIN(out_of_use(s, vm), s->tier_free[m]);
 	}
 }
 
@@ -131,14 +137,18 @@ static u64 take_from(struct step *s, u32 i, u64 bytes, enum policy_reason reason
 {
 	enum policy_mechanism order[POLICY_MECHANISMS] = { 0 };
 	const struct policy_vm *vm = &s->in->vms[i];
-	u64 missing = bytes;
+	u64 missing = bytes, idle = out_of_use(s, vm);
 
 	by_cost(vm, order);
 	for (u32 k = 0; k < POLICY_MECHANISMS && missing; k++) {
 		enum policy_mechanism m = order[k];
 		u64 n = MIN(MIN(missing, can_take(s, vm, m)), rate(s, m));
 
+		/* The same page goes one way only. */
+		if (m >= POLICY_COMPRESS)
+			n = MIN(n, idle);
 		n = ROUND_DOWN(n, PAGE_BYTES);
+		idle -= m >= POLICY_COMPRESS ? n : 0;
 		if (n)
 			act(s, i, true, m, n, reason);
 		missing -= n;
@@ -149,12 +159,12 @@ static u64 take_from(struct step *s, u32 i, u64 bytes, enum policy_reason reason
 /* What all mechanisms together could ever take from the VM. */
 static u64 could_take(const struct step *s, const struct policy_vm *vm)
 {
-	u64 sum = 0;
+	u64 sum = 0, out = 0;
 
 	for (u32 m = 0; m < POLICY_MECHANISMS; m++)
 		if (s->cfg->rate_bytes[m])
-			sum += can_take(s, vm, m);
-	return sum;
+			*(m >= POLICY_COMPRESS ? &out : &sum) += can_take(s, vm, m);
+	return sum + MIN(out, out_of_use(s, vm));
 }
 
 static int take(struct step *s, u64 bytes)
@@ -217,6 +227,7 @@ static u64 give_to(struct step *s, u32 i, u64 bytes, enum policy_reason reason)
 			act(s, i, false, m, n, reason);
 		missing -= n;
 	}
+	s->given_bytes += bytes - missing;
 	return bytes - missing;
 }
 
@@ -242,7 +253,7 @@ void policy_step(struct policy *p, const struct policy_config *cfg, const struct
 {
 	struct policy_action *actions = plan->actions;
 	const struct policy_host *h = &in->host;
-	u64 *entitled = plan->entitled, wanted, reserve, enough;
+	u64 *entitled = plan->entitled, wanted, reserve, enough, available;
 	struct step s = { .cfg = cfg,
 			  .in = in,
 			  .plan = plan,
@@ -262,16 +273,19 @@ void policy_step(struct policy *p, const struct policy_config *cfg, const struct
 		if (in->vms[i].pressure && !frozen(&in->vms[i]))
 			give_to(&s, i, UINT64_MAX, POLICY_GUEST_PRESSURE);
 
+	/* What those take is not there any more for others. */
+	available = above(h->available_bytes, s.given_bytes);
 	/* Up to where the state ends, and so that sharing may break. */
 	reserve = part(h->cow_debt_bytes, cfg->cow_reserve_permille);
 	enough = part(h->memory_bytes, cfg->soft_permille + cfg->hysteresis_permille) + reserve;
-	wanted = plan->state == POLICY_HIGH ? 0 : above(enough, h->available_bytes);
+	wanted = plan->state == POLICY_HIGH ? 0 : above(enough, available);
 	plan->wanted_bytes = wanted;
 	if (wanted && in->nr_vms && take(&s, wanted) < 0)
 		plan->unmet_bytes = wanted;
 	/* Twice the hysteresis above: what is given back does not bring the soft state. */
 	enough += part(h->memory_bytes, cfg->hysteresis_permille);
-	if (plan->state == POLICY_HIGH && h->available_bytes > enough)
-		give(&s, h->available_bytes - enough);
-	plan->admit_bytes = above(above(h->available_bytes, enough), cfg->vm_overhead_bytes);
+	if (plan->state == POLICY_HIGH && available > enough)
+		give(&s, available - enough);
+	available = above(h->available_bytes, s.given_bytes);
+	plan->admit_bytes = above(above(available, enough), cfg->vm_overhead_bytes);
 }

@@ -335,6 +335,7 @@ static void check_plan(const struct policy_config *cfg, const struct policy_inpu
 		       const struct policy_plan *plan)
 {
 	u64 taken[VMS] = { 0 }, given[VMS] = { 0 }, sum = 0, tier[POLICY_MECHANISMS] = { 0 };
+	u64 out[VMS] = { 0 }, back = 0, enough;
 	bool host_takes = false, host_gives = false;
 
 	cr_assert_leq(plan->nr_actions, POLICY_ACTIONS_MAX(in->nr_vms));
@@ -347,6 +348,7 @@ static void check_plan(const struct policy_config *cfg, const struct policy_inpu
 		if (!a->take) {
 			host_gives |= a->reason == POLICY_HOST_HAS;
 			given[a->vm] += a->bytes;
+			back += a->bytes;
 			cr_assert_leq(a->bytes, vm->taken_bytes[a->mechanism]);
 			continue;
 		}
@@ -363,8 +365,10 @@ static void check_plan(const struct policy_config *cfg, const struct policy_inpu
 			cr_assert_leq(a->bytes + cfg->guest_reserve_bytes,
 				      vm->guest_available_bytes);
 		}
-		if (a->mechanism >= POLICY_COMPRESS)
+		if (a->mechanism >= POLICY_COMPRESS) {
 			cr_assert(plan->state >= POLICY_HARD && !vm->pressure);
+			out[a->vm] += a->bytes;
+		}
 	}
 	for (u32 i = 0; i < in->nr_vms; i++) {
 		const struct policy_vm *vm = &in->vms[i];
@@ -373,6 +377,11 @@ static void check_plan(const struct policy_config *cfg, const struct policy_inpu
 		u64 floor = MAX(resort ? 0 : vm->min_bytes, vm->pinned_bytes);
 
 		cr_assert(!taken[i] || vm->resident_bytes - taken[i] >= floor, "below its floor");
+		/* Only the low state touches what is in use. */
+		cr_assert(plan->state == POLICY_LOW || !out[i] ||
+				  vm->resident_bytes - out[i] >=
+					  MIN(vm->working_set_bytes, vm->resident_bytes),
+			  "out of what is in use");
 		if (vm->pressure && vm->run == POLICY_RUNNING)
 			cr_assert_eq(given[i],
 				     vm->taken_bytes[1] + vm->taken_bytes[2] + vm->taken_bytes[3]);
@@ -381,6 +390,13 @@ static void check_plan(const struct policy_config *cfg, const struct policy_inpu
 	cr_assert_leq(sum, plan->wanted_bytes);
 	cr_assert_leq(plan->unmet_bytes, plan->wanted_bytes);
 	cr_assert(!(host_takes && host_gives));
+	/* What was given back is neither given twice nor promised to a new VM. */
+	enough =
+		in->host.memory_bytes * (cfg->soft_permille + 2 * cfg->hysteresis_permille) / 1000 +
+		in->host.cow_debt_bytes * cfg->cow_reserve_permille / 1000;
+	cr_assert(!host_gives || back + enough <= in->host.available_bytes + 4096);
+	cr_assert(!plan->admit_bytes ||
+		  plan->admit_bytes + back + enough <= in->host.available_bytes + 4096);
 	cr_assert_leq(tier[POLICY_COMPRESS], in->host.compress_free_bytes);
 	cr_assert_leq(tier[POLICY_SWAP], in->host.swap_free_bytes);
 }
