@@ -31,6 +31,11 @@ const char *policy_explain(const struct policy_action *a, const char *vm, char *
 		snprintf(buf, size, "%s gets %llu MiB back (%s): the host has memory to spare", vm,
 			 MIB_OF(a->bytes), by);
 		break;
+	case POLICY_OVER_MAX:
+		snprintf(buf, size,
+			 "%s gives %llu MiB (%s): it has %llu MiB, and its maximum is %llu MiB", vm,
+			 MIB_OF(a->bytes), by, MIB_OF(a->resident_bytes), MIB_OF(a->entitled_bytes));
+		break;
 	case POLICY_HOST_SHORT:
 	case POLICY_LAST_RESORT:
 		snprintf(

@@ -167,38 +167,91 @@ static u64 could_take(const struct step *s, const struct policy_vm *vm)
 	return sum + MIN(out, out_of_use(s, vm));
 }
 
+/* The lowest priority above @done of a VM; @done < 0: of all. < 0: there is none. */
+static s64 next_class(const struct policy_input *in, s64 done)
+{
+	s64 next = -1;
+
+	for (u32 i = 0; i < in->nr_vms; i++) {
+		s64 p = in->vms[i].priority;
+
+		if (p > done && (next < 0 || p < next))
+			next = p;
+	}
+	return next;
+}
+
+static struct claim claim_of(const struct step *s, const struct policy_vm *vm)
+{
+	bool below_min = s->plan->state == POLICY_LOW &&
+			 s->cfg->last_resort == POLICY_RESORT_BELOW_MIN;
+	u64 keeps = above(vm->resident_bytes, could_take(s, vm));
+
+	return (struct claim){
+		.bytes = vm->resident_bytes,
+		.floor_bytes = MAX(below_min ? vm->pinned_bytes : floor_of(vm), keeps),
+		.active_bytes = vm->working_set_bytes,
+		.shares = MAX(vm->shares, 1u),
+	};
+}
+
+/* What everyone is entitled to: class by class. Returns what goes. */
+static u64 entitle(struct step *s, u64 bytes, struct claim *claims, u64 *floors)
+{
+	const struct policy_input *in = s->in;
+	u64 *entitled = s->plan->entitled, going = 0;
+
+	for (s64 class = next_class(in, -1); class >= 0 && going < bytes;
+	     class = next_class(in, class)) {
+		/* Who is not of the class keeps what it has by now. */
+		for (u32 i = 0; i < in->nr_vms; i++) {
+			claims[i].bytes = entitled[i];
+			claims[i].floor_bytes = in->vms[i].priority == class ? floors[i]
+									     : entitled[i];
+		}
+		going += entitlement(claims, in->nr_vms, s->cfg->idle_tax_permille, bytes - going,
+				     entitled);
+	}
+	return going;
+}
+
 static int take(struct step *s, u64 bytes)
 {
 	const struct policy_input *in = s->in;
-	bool below_min = s->plan->state == POLICY_LOW &&
-			 s->cfg->last_resort == POLICY_RESORT_BELOW_MIN;
 	struct claim *claims = calloc(in->nr_vms, sizeof(claims[0]));
-	u64 going;
+	u64 *floors = calloc(in->nr_vms, sizeof(floors[0]));
+	u64 *entitled = s->plan->entitled;
 
-	if (!claims)
+	if (!claims || !floors) {
+		free(claims);
+		free(floors);
 		return -1;
+	}
+	for (u32 i = 0; i < in->nr_vms; i++) {
+		claims[i] = claim_of(s, &in->vms[i]);
+		floors[i] = MIN(claims[i].floor_bytes, claims[i].bytes);
+	}
+	s->plan->unmet_bytes = bytes - entitle(s, bytes, claims, floors);
 	for (u32 i = 0; i < in->nr_vms; i++) {
 		const struct policy_vm *vm = &in->vms[i];
-		u64 keeps = above(vm->resident_bytes, could_take(s, vm));
+		/* A maximum is no reason to go below the minimum. */
+		u64 most = vm->max_bytes ? MAX(vm->max_bytes, MAX(floors[i], floor_of(vm)))
+					 : UINT64_MAX;
+		enum policy_reason reason = POLICY_HOST_SHORT;
+		u64 n;
 
-		claims[i] = (struct claim){
-			.bytes = vm->resident_bytes,
-			.floor_bytes = MAX(below_min ? vm->pinned_bytes : floor_of(vm), keeps),
-			.active_bytes = vm->working_set_bytes,
-			.shares = MAX(vm->shares, 1u),
-		};
-	}
-	going = entitlement(claims, in->nr_vms, s->cfg->idle_tax_permille, bytes,
-			    s->plan->entitled);
-	s->plan->unmet_bytes = bytes - going;
-	for (u32 i = 0; i < in->nr_vms; i++) {
-		u64 n = in->vms[i].resident_bytes - s->plan->entitled[i];
-		u64 to_floor = above(in->vms[i].resident_bytes, floor_of(&in->vms[i]));
-
+		if (entitled[i] > most) {
+			entitled[i] = most;
+			reason = POLICY_OVER_MAX;
+		}
+		n = vm->resident_bytes - entitled[i];
+		if (n > above(vm->resident_bytes, floor_of(vm)))
+			reason = POLICY_LAST_RESORT;
 		if (n)
-			take_from(s, i, n, n > to_floor ? POLICY_LAST_RESORT : POLICY_HOST_SHORT);
+			take_from(s, i, n, reason);
 	}
 	free(claims);
+	free(floors);
 	return 0;
 }
 
@@ -231,18 +284,84 @@ static u64 give_to(struct step *s, u32 i, u64 bytes, enum policy_reason reason)
 	return bytes - missing;
 }
 
+/* What the VM could get back and have use for. */
+static u64 room_of(const struct step *s, const struct policy_vm *vm)
+{
+	u64 taken = 0;
+
+	if (vm->pressure || frozen(vm))
+		return 0;
+	for (u32 m = POLICY_SHARE + 1; m < POLICY_MECHANISMS; m++)
+		taken += MIN(vm->taken_bytes[m], rate(s, m));
+	return vm->max_bytes ? MIN(taken, above(vm->max_bytes, vm->resident_bytes)) : taken;
+}
+
+/* Divides @bytes by shares among the VMs of a class, to none more than its room (which is used up
+ * here): who needs less leaves it to the others. Returns what is left. */
+static u64 give_class(struct step *s, u64 bytes, s64 class, u64 *room)
+{
+	const struct policy_input *in = s->in;
+	bool filled = true;
+
+	while (filled) {
+		u64 shares = 0, left = bytes;
+
+		filled = false;
+		for (u32 i = 0; i < in->nr_vms; i++)
+			shares += in->vms[i].priority == class && room[i] ? MAX(in->vms[i].shares, 1u)
+									  : 0;
+		for (u32 i = 0; i < in->nr_vms; i++) {
+			const struct policy_vm *vm = &in->vms[i];
+			u64 part_of;
+
+			if (vm->priority != class || !room[i])
+				continue;
+			part_of = (u64)((__uint128_t)left * MAX(vm->shares, 1u) / shares);
+			if (room[i] > part_of)
+				continue;
+			bytes -= give_to(s, i, room[i], POLICY_HOST_HAS);
+			room[i] = 0;
+			filled = true;
+		}
+		if (filled)
+			continue;
+		for (u32 i = 0; i < in->nr_vms; i++) {
+			const struct policy_vm *vm = &in->vms[i];
+
+			if (vm->priority != class || !room[i])
+				continue;
+			bytes -= give_to(s, i,
+					 ROUND_DOWN((u64)((__uint128_t)left * MAX(vm->shares, 1u) / shares),
+						    PAGE_BYTES),
+					 POLICY_HOST_HAS);
+		}
+	}
+	return bytes;
+}
+
+/* The highest priority first, as it was taken from the lowest first. */
 static void give(struct step *s, u64 bytes)
 {
 	const struct policy_input *in = s->in;
+	u64 *room = calloc(in->nr_vms + 1, sizeof(room[0]));
+	s64 above_all = (s64)UINT32_MAX + 1;
 
-	/* To each the same part of what is left; what one has no use for is for those after it. */
-	for (u32 i = 0; i < in->nr_vms && bytes >= PAGE_BYTES; i++) {
-		const struct policy_vm *vm = &in->vms[i];
-		u64 n = ROUND_DOWN(bytes / (in->nr_vms - i), PAGE_BYTES);
+	if (!room)
+		return; /* in the next step, then */
+	for (u32 i = 0; i < in->nr_vms; i++)
+		room[i] = room_of(s, &in->vms[i]);
+	while (bytes >= PAGE_BYTES) {
+		s64 class = -1;
 
-		if (!vm->pressure && !frozen(vm))
-			bytes -= give_to(s, i, n, POLICY_HOST_HAS);
+		for (u32 i = 0; i < in->nr_vms; i++)
+			if (in->vms[i].priority < above_all)
+				class = MAX(class, (s64)in->vms[i].priority);
+		if (class < 0)
+			break;
+		bytes = give_class(s, bytes, class, room);
+		above_all = class;
 	}
+	free(room);
 }
 
 /* --- a step
@@ -254,6 +373,7 @@ void policy_step(struct policy *p, const struct policy_config *cfg, const struct
 	struct policy_action *actions = plan->actions;
 	const struct policy_host *h = &in->host;
 	u64 *entitled = plan->entitled, wanted, reserve, enough, available;
+	bool waits = cfg->psi_permille && h->psi_some_permille >= cfg->psi_permille;
 	struct step s = { .cfg = cfg,
 			  .in = in,
 			  .plan = plan,
@@ -263,6 +383,8 @@ void policy_step(struct policy *p, const struct policy_config *cfg, const struct
 
 	*plan = (struct policy_plan){ .actions = actions, .entitled = entitled };
 	plan->state = policy_next_state(cfg, p->state, h->memory_bytes, h->available_bytes);
+	if (waits)
+		plan->state = MAX(plan->state, POLICY_SOFT);
 	p->state = plan->state;
 	s.tier_free[POLICY_COMPRESS] = h->compress_free_bytes;
 	s.tier_free[POLICY_SWAP] = h->swap_free_bytes;
@@ -279,8 +401,10 @@ void policy_step(struct policy *p, const struct policy_config *cfg, const struct
 	reserve = part(h->cow_debt_bytes, cfg->cow_reserve_permille);
 	enough = part(h->memory_bytes, cfg->soft_permille + cfg->hysteresis_permille) + reserve;
 	wanted = plan->state == POLICY_HIGH ? 0 : above(enough, available);
+	if (waits)
+		wanted = MAX(wanted, part(h->memory_bytes, cfg->hysteresis_permille));
 	plan->wanted_bytes = wanted;
-	if (wanted && in->nr_vms && take(&s, wanted) < 0)
+	if (in->nr_vms && take(&s, wanted) < 0)
 		plan->unmet_bytes = wanted;
 	/* Twice the hysteresis above: what is given back does not bring the soft state. */
 	enough += part(h->memory_bytes, cfg->hysteresis_permille);

@@ -6,8 +6,9 @@
  * Order of things in a step:
  *   1. A guest under pressure gets memory back at once, whatever the host's state (invariant 10).
  *   2. The host's state says how much has to be freed: nothing (high), up to the soft threshold.
- *   3. Who gives: memory is taken where it buys the fewest shares (entitlement.h), never below a
- * VM's floor.
+ *   3. Who gives: VMs of a lower priority before all of a higher one; of equal priority, memory is
+ *      taken where it buys the fewest shares (entitlement.h); never below a VM's floor. What a VM
+ *      has beyond its maximum goes in any state.
  *   4. By what: for each VM the mechanism with the lowest cost first, within its rate and what it
  *      can give now.
  *   5. With memory to spare, what was taken is given back, the dearest mechanism first.
@@ -56,6 +57,9 @@ struct policy_config {
 	/* How far above that a state is left again. */
 	u32 hysteresis_permille;
 	u32 idle_tax_permille; /* 750; below 1000 */
+	/* Tasks of the host wait for memory so much of the time: at least soft, whatever is
+	 * available, and a hysteresis' worth is taken a step. 0: not looked at. */
+	u32 psi_permille;
 	/* Of the copy-on-write debt, kept available beside the threshold. */
 	u32 cow_reserve_permille;
 	u64 vm_overhead_bytes;		   /* of a VMM, beyond its guest's memory */
@@ -68,8 +72,8 @@ struct policy_config {
 #define POLICY_CONFIG_DEFAULT                                                                     \
 	{                                                                                         \
 		.soft_permille = 60, .hard_permille = 40, .low_permille = 20,                     \
-		.hysteresis_permille = 10, .idle_tax_permille = 750, .cow_reserve_permille = 250, \
-		.vm_overhead_bytes = 8 << 20,                                                     \
+		.hysteresis_permille = 10, .idle_tax_permille = 750, .psi_permille = 50,          \
+		.cow_reserve_permille = 250, .vm_overhead_bytes = 8 << 20,                        \
 		.rate_bytes = { 256 << 20, 256 << 20, 64 << 20, 64 << 20 },                       \
 		.stats_max_age_us = 10000000, .guest_reserve_bytes = 64 << 20,                    \
 		.last_resort = POLICY_RESORT_NONE,                                                \
@@ -78,7 +82,9 @@ struct policy_config {
 struct policy_vm {
 	/* Configured. */
 	u64 min_bytes; /* the guest keeps that */
+	u64 max_bytes; /* of the host's memory, even where there is more; 0: no such limit */
 	u32 shares;    /* > 0 */
+	u32 priority;  /* who has less gives all that may be taken before who has more */
 	u32 allowed;   /* bit POLICY_x */
 	enum policy_run run;
 	/* Memory of the host that it takes now, and what of it cannot be taken (VFIO). */
@@ -98,7 +104,8 @@ struct policy_vm {
 };
 
 struct policy_host {
-	u64 memory_bytes, available_bytes;
+	u64 memory_bytes, available_bytes; /* or a cgroup's, if that is less */
+	u32 psi_some_permille;		   /* part of the time that some task waits for memory */
 	u64 cow_debt_bytes;
 	u64 compress_free_bytes, swap_free_bytes; /* 0: there is none */
 };
@@ -115,6 +122,7 @@ enum policy_reason {
 	POLICY_HOST_SHORT,     /* taken: the host needs it, and this VM's buys the fewest shares */
 	POLICY_LAST_RESORT,    /* taken below the minimum */
 	POLICY_HOST_HAS,       /* given back: the host has enough */
+	POLICY_OVER_MAX,       /* taken: it is more than the VM's maximum */
 };
 
 struct policy_action {
@@ -135,7 +143,7 @@ struct policy {
 
 struct policy_plan {
 	enum policy_state state;
-	u64 wanted_bytes;  /* that have to be freed */
+	u64 wanted_bytes;  /* that have to be freed, what is over a VM's maximum apart */
 	u64 planned_bytes; /* by these actions, at once */
 	u64 unmet_bytes;   /* no VM may give that, however long; 0 in most cases */
 	u64 admit_bytes;   /* a VM of so much could be started now */

@@ -282,7 +282,110 @@ Test(policy, gives_back_when_there_is_enough)
 	plan = run(&p, &cfg, 900, vms, 2, 0);
 	cr_assert_eq(plan.nr_actions, 1u);
 	cr_expect(!actions[0].take && actions[0].vm == 0 && actions[0].reason == POLICY_HOST_HAS);
-	cr_expect_eq(actions[0].bytes, MIB(50));
+	cr_expect_eq(actions[0].bytes, MIB(100));
+}
+
+/* The same hands, by shares; what one has no use for is for the others, whatever their order. */
+Test(policy, gives_back_by_shares)
+{
+	struct policy_config cfg = POLICY_CONFIG_DEFAULT;
+	struct policy_vm vms[3] = { plain_vm(1000), plain_vm(1000), plain_vm(1000) };
+	struct policy p = { 0 };
+	struct policy_plan plan;
+
+	cfg.rate_bytes[POLICY_BALLOON] = MIB(2000);
+	for (u32 i = 0; i < 3; i++)
+		vms[i].taken_bytes[POLICY_BALLOON] = MIB(1000);
+	vms[0].taken_bytes[POLICY_BALLOON] = MIB(10);
+	vms[1].shares = 500;
+	for (u32 turned = 0; turned < 2; turned++) {
+		u64 got[3] = { 0 };
+
+		/* 310 to give: 10 to the first, 100 and 200 to the others. */
+		plan = run(&p, &cfg, 800 + 310, vms, 3, 0);
+		for (u32 i = 0; i < plan.nr_actions; i++)
+			got[actions[i].vm] += actions[i].bytes;
+		cr_expect_eq(got[turned ? 2 : 0], MIB(10));
+		cr_expect_eq(got[1], MIB(100));
+		cr_expect_eq(got[turned ? 0 : 2], MIB(200));
+		{
+			struct policy_vm first = vms[0];
+
+			vms[0] = vms[2];
+			vms[2] = first;
+		}
+	}
+}
+
+Test(policy, a_lower_priority_gives_first_and_gets_last)
+{
+	struct policy_config cfg = POLICY_CONFIG_DEFAULT;
+	struct policy_vm vms[2] = { plain_vm(1000), plain_vm(1000) };
+	struct policy p = { 0 };
+	struct policy_plan plan;
+
+	cfg.rate_bytes[POLICY_BALLOON] = MIB(2000);
+	vms[0].priority = 1;
+	plan = run(&p, &cfg, 400, vms, 2, 0);
+	cr_assert_eq(plan.nr_actions, 1u);
+	cr_expect(actions[0].vm == 1 && actions[0].bytes == MIB(300));
+	/* 436 is what its guest can spare; the other gives what is left. */
+	plan = run(&p, &cfg, 200, vms, 2, 0);
+	cr_assert_eq(plan.nr_actions, 2u);
+	cr_expect(actions[1].vm == 1 && actions[1].bytes == MIB(436));
+	cr_expect(actions[0].vm == 0 && actions[0].bytes == MIB(64));
+	vms[0].taken_bytes[POLICY_BALLOON] = vms[1].taken_bytes[POLICY_BALLOON] = MIB(300);
+	plan = run(&p, &cfg, 800 + 400, vms, 2, 0);
+	cr_assert_eq(plan.nr_actions, 2u);
+	cr_expect(actions[0].vm == 0 && actions[0].bytes == MIB(300));
+	cr_expect(actions[1].vm == 1 && actions[1].bytes == MIB(100));
+}
+
+Test(policy, the_maximum_holds_on_a_host_that_has_enough)
+{
+	struct policy_config cfg = POLICY_CONFIG_DEFAULT;
+	struct policy_vm vm = plain_vm(1000);
+	struct policy p = { 0 };
+	struct policy_plan plan;
+	char text[512];
+
+	vm.max_bytes = MIB(900);
+	plan = run(&p, &cfg, 5000, &vm, 1, 0);
+	cr_expect(plan.state == POLICY_HIGH && plan.wanted_bytes == 0);
+	cr_assert_eq(plan.nr_actions, 1u);
+	cr_expect(actions[0].take && actions[0].bytes == MIB(100) &&
+		  actions[0].reason == POLICY_OVER_MAX);
+	policy_explain(&actions[0], "web1", text, sizeof(text));
+	cr_expect(strstr(text, "its maximum is 900 MiB"), "%s", text);
+	/* Nor does it get more back than that. */
+	vm.resident_bytes = MIB(880);
+	vm.taken_bytes[POLICY_BALLOON] = MIB(500);
+	plan = run(&p, &cfg, 5000, &vm, 1, 0);
+	cr_assert_eq(plan.nr_actions, 1u);
+	cr_expect(!actions[0].take && actions[0].bytes == MIB(20));
+}
+
+/* Tasks wait for memory though some is available: as when a cgroup is full. */
+Test(policy, waiting_tasks_are_a_sign_too)
+{
+	struct policy_config cfg = POLICY_CONFIG_DEFAULT;
+	struct policy_vm vm = plain_vm(2000);
+	struct policy p = { 0 };
+	struct policy_input in = { .elapsed_us = SECOND,
+				   .host = { .memory_bytes = MIB(10000),
+					     .available_bytes = MIB(5000),
+					     .psi_some_permille = 60 },
+				   .vms = &vm,
+				   .nr_vms = 1 };
+	struct policy_plan plan = { .actions = actions, .entitled = entitled };
+
+	policy_step(&p, &cfg, &in, &plan);
+	cr_expect_eq(plan.state, POLICY_SOFT);
+	cr_expect_eq(plan.planned_bytes, MIB(100));
+	cfg.psi_permille = 0;
+	p.state = POLICY_HIGH;
+	policy_step(&p, &cfg, &in, &plan);
+	cr_expect_eq(plan.state, POLICY_HIGH);
 }
 
 Test(policy, the_last_resort_is_said)
@@ -316,6 +419,8 @@ static void random_vm(struct policy_vm *vm)
 	vm->min_bytes = MIB(rnd(600));
 	vm->pinned_bytes = rnd(4) ? 0 : MIB(rnd(800));
 	vm->shares = (u32)rnd(2000); /* 0 counts as 1 */
+	vm->priority = (u32)rnd(3);
+	vm->max_bytes = rnd(4) ? 0 : MIB(100 + rnd(2000));
 	vm->allowed = (u32)rnd(16);
 	vm->run = rnd(5) ? POLICY_RUNNING : (enum policy_run)rnd(3);
 	vm->share_yield_bytes = MIB(rnd(300));
@@ -335,7 +440,7 @@ static void check_plan(const struct policy_config *cfg, const struct policy_inpu
 		       const struct policy_plan *plan)
 {
 	u64 taken[VMS] = { 0 }, given[VMS] = { 0 }, sum = 0, tier[POLICY_MECHANISMS] = { 0 };
-	u64 out[VMS] = { 0 }, back = 0, enough;
+	u64 out[VMS] = { 0 }, back = 0, over_max = 0, enough;
 	bool host_takes = false, host_gives = false;
 
 	cr_assert_leq(plan->nr_actions, POLICY_ACTIONS_MAX(in->nr_vms));
@@ -352,10 +457,14 @@ static void check_plan(const struct policy_config *cfg, const struct policy_inpu
 			cr_assert_leq(a->bytes, vm->taken_bytes[a->mechanism]);
 			continue;
 		}
-		host_takes = true;
+		host_takes |= a->reason != POLICY_OVER_MAX;
+		if (a->reason == POLICY_OVER_MAX) {
+			cr_assert(vm->max_bytes && vm->resident_bytes > vm->max_bytes);
+			over_max += a->bytes;
+		}
 		cr_assert(vm->allowed >> a->mechanism & 1);
 		cr_assert_leq(a->bytes, cfg->rate_bytes[a->mechanism] * in->elapsed_us / SECOND);
-		cr_assert_neq(plan->state, POLICY_HIGH);
+		cr_assert(plan->state != POLICY_HIGH || a->reason == POLICY_OVER_MAX);
 		taken[a->vm] += a->bytes;
 		tier[a->mechanism] += a->bytes;
 		sum += a->bytes;
@@ -377,6 +486,9 @@ static void check_plan(const struct policy_config *cfg, const struct policy_inpu
 		u64 floor = MAX(resort ? 0 : vm->min_bytes, vm->pinned_bytes);
 
 		cr_assert(!taken[i] || vm->resident_bytes - taken[i] >= floor, "below its floor");
+		cr_assert(given[i] == 0 || vm->pressure || !vm->max_bytes ||
+				  vm->resident_bytes + given[i] <= vm->max_bytes,
+			  "back beyond its maximum");
 		/* Only the low state touches what is in use. */
 		cr_assert(plan->state == POLICY_LOW || !out[i] ||
 				  vm->resident_bytes - out[i] >=
@@ -387,7 +499,7 @@ static void check_plan(const struct policy_config *cfg, const struct policy_inpu
 				     vm->taken_bytes[1] + vm->taken_bytes[2] + vm->taken_bytes[3]);
 	}
 	cr_assert_eq(sum, plan->planned_bytes);
-	cr_assert_leq(sum, plan->wanted_bytes);
+	cr_assert_leq(sum, plan->wanted_bytes + over_max);
 	cr_assert_leq(plan->unmet_bytes, plan->wanted_bytes);
 	cr_assert(!(host_takes && host_gives));
 	/* What was given back is neither given twice nor promised to a new VM. */
