@@ -101,9 +101,7 @@ bool controller_pressure(const struct controller_config *cfg, const struct contr
 				s->alloc_stalls_per_s >= cfg->alloc_stalls_per_s || s->oom_kills);
 }
 
-/* How much may be taken before the guest is at twice the mark of pressure: so that what we take
- * does not make what we then give back. */
-static u64 headroom(const struct controller_config *cfg, const struct controller_input *in)
+u64 controller_headroom(const struct controller_config *cfg, const struct controller_input *in)
 {
 	u64 bytes, keep = 2 * low_mark(cfg, in);
 
@@ -185,7 +183,7 @@ static void inflate(struct controller *c, const struct controller_config *cfg,
 		    const struct controller_input *in, u64 wish, struct controller_decision *d)
 {
 	u64 step = MAX(cfg->step_bytes, in->ram_bytes / 1000 * cfg->step_permille);
-	u64 room = headroom(cfg, in);
+	u64 room = controller_headroom(cfg, in);
 
 	d->reason = CONTROLLER_INFLATE;
 	/* The last step is under way. */

@@ -122,6 +122,10 @@ struct controller_decision {
 void controller_step(struct controller *c, const struct controller_config *cfg,
 		     const struct controller_input *input, struct controller_decision *ret);
 
+/* How much may be taken before the guest is at twice the mark of pressure: so that what is taken
+ * does not make what is then given back. Age does not matter here. */
+u64 controller_headroom(const struct controller_config *cfg, const struct controller_input *in);
+
 /* Is the guest under pressure, by what it said last? Age does not matter here. */
 bool controller_pressure(const struct controller_config *cfg, const struct controller_input *in);
 

@@ -114,7 +114,8 @@ static void touch(struct sim *s)
 		s->vms[i].taken_bytes[POLICY_BALLOON] = g->balloon;
 		/* Untouched memory is available to the guest, and so is what it touched and does
 		 * not need. */
-		s->vms[i].guest_available_bytes = fits > g->demand ? fits - g->demand : 0;
+		s->vms[i].guest_spare_bytes =
+			fits > g->demand + RESERVE ? fits - g->demand - RESERVE : 0;
 		s->vms[i].pressure = g->balloon && g->demand + RESERVE / 2 > fits;
 	}
 }

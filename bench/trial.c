@@ -194,7 +194,8 @@ static void check_content(struct trial *t)
 	}
 }
 
-void trial_run(u32 which_peer, const struct workload *w, const char *load_file, struct outcome *o)
+void trial_run(u32 which_peer, const struct workload *w, const char *load_file, bool brief,
+	       struct outcome *o)
 {
 	struct trial t = { .w = w, .o = o };
 	struct host_load l;
@@ -205,16 +206,20 @@ void trial_run(u32 which_peer, const struct workload *w, const char *load_file, 
 	if (err < 0)
 		die(t.peer.ops->name, err);
 	start_hosts(&t, load_file);
-	measure_load(&t, LOAD_US, &l);
-	o->load_alone = l.ops_per_second;
-	o->p99_alone_ns = l.p99_ns;
+	if (!brief) {
+		measure_load(&t, LOAD_US, &l);
+		o->load_alone = l.ops_per_second;
+		o->p99_alone_ns = l.p99_ns;
+	}
 	watch_merging(&t);
-	watch_load(&t);
+	if (!brief)
+		watch_load(&t);
 	o->metadata_per_page =
 		(double)t.peer.ops->metadata_bytes(&t.peer) / (double)(w->dup.pages + t.load.pages);
 	host_stop(&t.load);
 	t.peer.nr_hosts--;
-	watch_idle(&t);
+	if (!brief)
+		watch_idle(&t);
 	/* Reads all pages: each is mapped then, wherever it is, and is counted. */
 	check_content(&t);
 	o->frames_saved =

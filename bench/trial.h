@@ -44,7 +44,9 @@ struct outcome {
 	u32 nr_points;
 };
 
-/* @load_file: content of the host with the load. Ends the program on errors. */
-void trial_run(u32 which_peer, const struct workload *w, const char *load_file, struct outcome *o);
+/* @load_file: content of the host with the load. @brief: without what only the whole tells (4, 5):
+ * those figures stay 0. Ends the program on errors. */
+void trial_run(u32 which_peer, const struct workload *w, const char *load_file, bool brief,
+	       struct outcome *o);
 
 #endif

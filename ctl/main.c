@@ -18,8 +18,10 @@ static const struct command {
 	{ "share", "VM", "undo unmerge", 1, 1, ctl_share },
 	{ "balloon", "VM SIZE", "let the guest do with SIZE, as far as it can; off: give all back",
 	  2, 2, ctl_balloon },
-	{ "plan", "", "what the policy would do now (nothing acts on it yet)", 0, 0, ctl_plan },
-	{ "explain", "VM", "the same of one VM, with what it is based on", 1, 1, ctl_explain },
+	{ "plan", "", "what the policy would do now", 0, 0, ctl_plan },
+	{ "explain", "VM",
+	  "the same of one VM, with what it is based on, and what was decided before", 1, 1,
+	  ctl_explain },
 	{ "analyze", "PID...", "what sharing would save among running VMMs; needs no daemon", 1,
 	  1 << 20, ctl_analyze },
 };

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include <string.h>
 #include "daemon/balloon_report.h"
+#include "daemon/json_make.h"
 
 /* What a guest says, under the names by which it is told. */
 static const struct {
@@ -40,20 +41,15 @@ static const struct {
 
 /* --- JSON ------------------------------------------------------------------------------------- */
 
-static int put(json_t *object, const char *key, json_t *value)
-{
-	return json_object_set_new(object, key, value);
-}
-
 static int put_u64(json_t *object, const char *key, bool known, u64 value)
 {
-	return known ? put(object, key, json_integer((json_int_t)MIN(value, (u64)INT64_MAX))) : 0;
+	return known ? json_put(object, key, json_u64(value)) : 0;
 }
 
 /* All of our own making, or made printable. */
 static int put_text(json_t *object, const char *key, const char *text)
 {
-	return *text ? put(object, key, json_string(text)) : 0;
+	return *text ? json_put(object, key, json_string(text)) : 0;
 }
 
 int balloon_report_json(json_t *vm, const struct balloon_view *b)
@@ -64,6 +60,8 @@ int balloon_report_json(json_t *vm, const struct balloon_view *b)
 		return 0;
 	r |= put_text(vm, "balloon_state", b->state);
 	r |= put_text(vm, "balloon_error", b->error);
+	if (b->has_wish)
+		r |= json_put(vm, "balloon_policy", json_boolean(b->policy_wish));
 	r |= put_u64(vm, "balloon_wish_bytes", b->has_wish, b->wish_bytes);
 	r |= put_u64(vm, "balloon_target_bytes", b->has_target, b->target_bytes);
 	if (!b->linked)
@@ -73,7 +71,7 @@ int balloon_report_json(json_t *vm, const struct balloon_view *b)
 	r |= put_text(vm, "guest_run", b->run);
 	r |= put_u64(vm, "balloon_actual_bytes", b->has_actual, b->actual_bytes);
 	r |= put_u64(vm, "balloon_ram_bytes", b->ram_bytes != 0, b->ram_bytes);
-	r |= put(vm, "balloon_stuck", json_boolean(b->stuck));
+	r |= json_put(vm, "balloon_stuck", json_boolean(b->stuck));
 	r |= put_u64(vm, "balloon_releases_total", true, b->releases_total);
 	r |= put_u64(vm, "balloon_withdrawn_total", true, b->withdrawn_total);
 	r |= put_u64(vm, "guest_stats_age_us", b->has_stats, b->stats_age_us);

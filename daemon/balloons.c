@@ -19,17 +19,18 @@
 /* QEMU's command lines have some KiB. */
 #define CMDLINE_MAX (256 * 1024)
 
-/* A wish of before the restart, until its VM is back. 0 bytes: none, but not all that was taken is
- * given back yet. */
+/* Wishes of before the restart, until their VM is back. 0 bytes: none, but not all that was taken
+ * is given back yet. */
 struct saved {
 	pid_t pid;
-	u64 starttime, bytes;
+	u64 starttime, bytes, policy_bytes;
 };
 
 struct balloons {
 	struct saved saved[CORE_VMS_MAX];
 	u32 nr_saved;
 	bool giving_back;
+	bool changed; /* the policy's wishes, since they were saved */
 };
 
 struct balloon {
@@ -40,8 +41,9 @@ struct balloon {
 	struct controller controller;
 	struct controller_config cfg;
 	struct controller_decision last;
-	bool has_wish, restored;
-	u64 wish_bytes;
+	bool has_wish, has_policy_wish, restored;
+	u64 wish_bytes, policy_bytes;
+	u64 spare_bytes;	 /* that the guest could spare, by what it said last */
 	char said[QMP_TEXT_MAX]; /* the last trouble that was logged */
 };
 
@@ -58,17 +60,31 @@ static bool is_ours(const struct balloon *b)
 	return b->controller.target_bytes || b->restored;
 }
 
+/* What counts: the administrator's wish, else the policy's. 0: none. */
+static u64 wished(const struct balloon *b)
+{
+	return b->has_wish ? b->wish_bytes : b->has_policy_wish ? b->policy_bytes : 0;
+}
+
+static void write_wish(FILE *f, const struct saved *s)
+{
+	fprintf(f, "%d %" PRIu64 " %" PRIu64 " %" PRIu64 "\n", (int)s->pid, s->starttime, s->bytes,
+		s->policy_bytes);
+}
+
 static int write_wishes(const struct core *c, FILE *f)
 {
 	const struct balloons *all = c->balloons;
 
 	for (u32 i = 0; i < all->nr_saved; i++)
-		fprintf(f, "%d %" PRIu64 " %" PRIu64 "\n", (int)all->saved[i].pid,
-			all->saved[i].starttime, all->saved[i].bytes);
-	for (const struct vm *vm = c->vms; vm; vm = vm->next)
-		if (vm->balloon && (vm->balloon->has_wish || is_ours(vm->balloon)))
-			fprintf(f, "%d %" PRIu64 " %" PRIu64 "\n", (int)vm->pid, vm->starttime,
-				vm->balloon->wish_bytes);
+		write_wish(f, &all->saved[i]);
+	for (const struct vm *vm = c->vms; vm; vm = vm->next) {
+		const struct balloon *b = vm->balloon;
+
+		if (b && (b->has_wish || b->has_policy_wish || is_ours(b)))
+			write_wish(f, &(struct saved){ vm->pid, vm->starttime, b->wish_bytes,
+						       b->policy_bytes });
+	}
 	return ferror(f) ? -EIO : 0;
 }
 
@@ -105,7 +121,9 @@ static void load_wishes(struct core *c)
 	if (!f)
 		return;
 	while (all->nr_saved < ARRAY_SIZE(all->saved) && fgets(line, sizeof(line), f)) {
-		if (sscanf(line, "%d %" SCNu64 " %" SCNu64, &pid, &s.starttime, &s.bytes) != 3)
+		s.policy_bytes = 0; /* an older version does not say */
+		if (sscanf(line, "%d %" SCNu64 " %" SCNu64 " %" SCNu64, &pid, &s.starttime,
+			   &s.bytes, &s.policy_bytes) < 3)
 			continue;
 		s.pid = pid;
 		/* Gone, or its pid is another's by now. */
@@ -126,10 +144,14 @@ static void restore_wish(struct balloon *b)
 		b->restored = true;
 		b->wish_bytes = all->saved[i].bytes;
 		b->has_wish = b->wish_bytes != 0;
+		b->policy_bytes = all->saved[i].policy_bytes;
+		/* With the policy off, what it took is given back. */
+		b->has_policy_wish = b->policy_bytes &&
+				     b->vm->core->config.policy_mode == POLICY_ACT;
 		all->saved[i] = all->saved[--all->nr_saved];
 		log_info("VM %s: balloon: the wish of before the restart stands (%llu MiB%s)",
-			 b->vm->name, (unsigned long long)b->wish_bytes >> 20,
-			 b->has_wish ? "" : ": off");
+			 b->vm->name, (unsigned long long)wished(b) >> 20,
+			 wished(b) ? "" : ": off");
 		return;
 	}
 }
@@ -190,8 +212,8 @@ static void decide(struct balloon *b)
 		.stats = &i->stats,
 		.has_psi = i->stats.has_psi,
 		.psi_permille = i->stats.psi_permille,
-		.has_wish = b->has_wish,
-		.wish_bytes = b->wish_bytes,
+		.has_wish = wished(b) != 0,
+		.wish_bytes = wished(b),
 	};
 	bool ours = is_ours(b);
 
@@ -202,9 +224,10 @@ static void decide(struct balloon *b)
 	}
 	controller_step(&b->controller, &b->cfg, &in, &b->last);
 	log_decision(b, i);
-	if (ours && !is_ours(b) && !b->has_wish)
+	if (ours && !is_ours(b) && !wished(b))
 		save_wishes(b->vm->core);
-	bvm_hurry(b->bvm, b->has_wish || is_ours(b));
+	b->spare_bytes = controller_headroom(&b->cfg, &in);
+	bvm_hurry(b->bvm, wished(b) || is_ours(b));
 	if (b->last.set)
 		(void)bvm_set_target(b->bvm, b->last.target_bytes); /* asked for again if lost */
 }
@@ -383,6 +406,54 @@ int balloon_wish(struct vm *vm, bool on, u64 bytes, u64 *ret_bytes)
 	return 0;
 }
 
+void balloon_policy(struct vm *vm, s64 change_bytes)
+{
+	struct balloon *b = vm->balloon;
+	const struct bvm_info *i;
+	u64 to;
+
+	if (!b || !b->bvm || b->has_wish || !bvm_linked(b->bvm))
+		return;
+	i = bvm_info(b->bvm);
+	if (!i->has_actual || !i->ram_bytes || (!change_bytes && !b->has_policy_wish))
+		return;
+	to = change_bytes < 0 && (u64)-change_bytes > i->actual_bytes
+		     ? 0
+		     : i->actual_bytes + (u64)change_bytes;
+	/* What is being given back goes on; what is being taken has been enough. */
+	if (!change_bytes)
+		to = MAX(b->policy_bytes, to);
+	to = MIN(MAX(to, b->cfg.floor_bytes), i->ram_bytes);
+	if (to == i->ram_bytes)
+		to = 0;
+	if (to == b->policy_bytes)
+		return;
+	b->policy_bytes = to;
+	b->has_policy_wish = to != 0;
+	vm->core->balloons->changed = true;
+	bvm_poll(b->bvm);
+}
+
+void balloon_policy_end(struct vm *vm)
+{
+	struct balloon *b = vm->balloon;
+
+	if (!b || !b->has_policy_wish)
+		return;
+	b->has_policy_wish = false;
+	b->policy_bytes = 0;
+	vm->core->balloons->changed = true;
+	if (b->bvm)
+		bvm_poll(b->bvm);
+}
+
+void balloons_save(struct core *c)
+{
+	if (c->balloons->changed)
+		save_wishes(c);
+	c->balloons->changed = false;
+}
+
 /* --- what is known ---------------------------------------------------------------------------- */
 
 static const char *state_of(const struct balloon *b)
@@ -408,8 +479,9 @@ void balloon_view(const struct vm *vm, struct balloon_view *ret)
 	if (!b)
 		return;
 	PUT(ret->state, "%s", state_of(b));
-	ret->has_wish = b->has_wish;
-	ret->wish_bytes = b->wish_bytes;
+	ret->has_wish = wished(b) != 0;
+	ret->policy_wish = !b->has_wish && b->has_policy_wish;
+	ret->wish_bytes = wished(b);
 	ret->stuck = b->controller.stuck;
 	ret->has_target = b->controller.target_bytes != 0;
 	ret->target_bytes = b->controller.target_bytes;
@@ -444,6 +516,7 @@ void balloon_view(const struct vm *vm, struct balloon_view *ret)
 	age = guest_stats_age_us(&i->stats, now_us());
 	ret->has_stats = age != UINT64_MAX;
 	ret->stats_age_us = age;
+	ret->spare_bytes = b->spare_bytes;
 	for (u32 s = 0; s < GUEST_NR_STATS; s++)
 		if (guest_stats_has(&i->stats, s)) {
 			ret->present |= 1U << s;

@@ -157,7 +157,7 @@ static int apply_key(struct loader *l, const char *key, const char *value)
 	if (l->section == SEC_NONE)
 		return fail(l,
 			    "key \"%s\" stands before the first section (put it under [daemon], "
-			    "[metrics], [scan], [store] or [vm \"NAME\"])",
+			    "[metrics], [scan], [store], [policy] or [vm \"NAME\"])",
 			    quote(key).text);
 	for (i = 0; i < CONFIG_NR_SETTINGS && !s; i++) {
 		if (config_settings[i].section == l->section &&
@@ -481,6 +481,30 @@ out:
 	return r;
 }
 
+/* What single values cannot show. */
+static int check_together(const char *path, const struct config *c, struct config_error *err)
+{
+	if (c->policy_soft_permille <= c->policy_hard_permille ||
+	    c->policy_hard_permille <= c->policy_low_permille)
+		return set_error(
+			err, -EINVAL,
+			"%s: [policy] soft, hard and low are not in this order (each begins "
+			"with less memory available than the one before: 6%%, 4%%, 2%%)",
+			path);
+	for (u32 i = 0; i < c->nr_vms; i++) {
+		const struct config_vm *v = &c->vms[i];
+
+		if (v->max_bytes && v->max_bytes < v->min_bytes)
+			return set_error(err, -EINVAL,
+					 "%s: [vm \"%s\"] max is less than min (%llu and %llu MiB; "
+					 "raise the one or lower the other)",
+					 path, quote(v->glob).text,
+					 (unsigned long long)v->max_bytes >> 20,
+					 (unsigned long long)v->min_bytes >> 20);
+	}
+	return 0;
+}
+
 int config_load(const char *path, bool must_exist, struct config *ret, struct config_error *err)
 {
 	struct config c = { 0 };
@@ -491,6 +515,8 @@ int config_load(const char *path, bool must_exist, struct config *ret, struct co
 	r = load_file(path, must_exist, &c, err);
 	if (r == 0)
 		r = load_drop_ins(path, &c, err);
+	if (r == 0)
+		r = check_together(path, &c, err);
 	if (r < 0) {
 		config_free(&c);
 		return r;

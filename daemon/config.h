@@ -26,6 +26,13 @@ enum share_mode {
 };
 const char *share_mode_name(enum share_mode m);
 
+enum policy_mode {
+	POLICY_OFF,	/* nothing is decided, but when asked for a plan */
+	POLICY_OBSERVE, /* decided, shown and counted, and not done */
+	POLICY_ACT,
+};
+const char *policy_mode_name(enum policy_mode m);
+
 /* One [vm "GLOB"] section. Sections are tried in file order; the first that matches the VM's name
  * or UUID applies; a key that it leaves out has the default. */
 struct config_vm {
@@ -38,10 +45,15 @@ struct config_vm {
 	/* qmp: the VM's QMP socket, for its balloon; or one of the two words. */
 	char qmp[108];
 	u64 min_bytes; /* min: ballooning leaves the guest no less */
+	u64 max_bytes; /* max: of the host's memory; 0: off */
+	u32 shares;    /* shares, priority: tiering/policy.h */
+	u32 priority;
+	bool balloon; /* balloon: the policy may balloon it */
 };
 
-#define CONFIG_QMP_AUTO "auto" /* found on the VMM's command line */
-#define CONFIG_QMP_OFF	"off"
+#define CONFIG_CGROUP_NONE "none"
+#define CONFIG_QMP_AUTO	   "auto" /* found on the VMM's command line */
+#define CONFIG_QMP_OFF	   "off"
 
 struct config {
 	/* [daemon] */
@@ -69,6 +81,17 @@ struct config {
 	u32 scan_max_mappings; /* max_mappings: that sharing may add to one VMM */
 	/* [store] */
 	u64 store_max_bytes; /* max_size: of one sharing domain's store */
+	/* [policy]: what the policy (tiering/policy.h) decides by */
+	enum policy_mode policy_mode; /* mode = off | observe | act */
+	u64 policy_interval_us;	      /* interval: between two decisions */
+	u32 policy_soft_permille;     /* soft, hard, low: available, of the host's memory */
+	u32 policy_hard_permille;
+	u32 policy_low_permille;
+	u32 policy_hysteresis_permille;	 /* hysteresis: how far above that a state is left */
+	u32 policy_idle_tax_permille;	 /* idle_tax */
+	u32 policy_cow_reserve_permille; /* cow_reserve: of what breaking of sharing would cost */
+	bool policy_below_min;		 /* last_resort = none | below-min */
+	char policy_cgroup[108];	 /* cgroup: a folder whose limit counts too; or "none" */
 	/* [vm "GLOB"] */
 	struct config_vm *vms; /* owned */
 	u32 nr_vms;

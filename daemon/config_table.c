@@ -10,7 +10,7 @@
 
 const char *const config_section_names[NR_SECTIONS] = {
 	[SEC_DAEMON] = "daemon", [SEC_METRICS] = "metrics", [SEC_SCAN] = "scan",
-	[SEC_STORE] = "store",	 [SEC_VM] = "vm",
+	[SEC_STORE] = "store",	 [SEC_POLICY] = "policy",   [SEC_VM] = "vm",
 };
 
 static int number_count(const char *s, u64 *ret)
@@ -39,6 +39,22 @@ static int number_or_off(const char *s, u64 *ret)
 static const char *or_off_text(char buf[PARSE_TEXT_MAX], u64 value)
 {
 	return value ? count_text(buf, value) : "off";
+}
+
+static int number_bytes_or_off(const char *s, u64 *ret)
+{
+	bool on;
+
+	if (parse_bool(s, &on) == 0 && !on) {
+		*ret = 0;
+		return 0;
+	}
+	return parse_bytes(s, ret);
+}
+
+static const char *bytes_or_off_text(char buf[PARSE_TEXT_MAX], u64 value)
+{
+	return value ? parse_bytes_text(buf, value) : "off";
 }
 
 static int number_mode(const char *s, u64 *ret)
@@ -78,6 +94,11 @@ static int check_qmp(const char *s)
 										 : check_path(s);
 }
 
+static int check_cgroup(const char *s)
+{
+	return strcmp(s, CONFIG_CGROUP_NONE) == 0 ? 0 : check_path(s);
+}
+
 static int check_address(const char *s)
 {
 	struct in6_addr a;
@@ -95,6 +116,14 @@ static int check_domain(const char *s)
 }
 
 static const struct word log_words[] = { { "info", 0 }, { "debug", 1 }, { 0 } };
+static const struct word mode_words[] = {
+	{ "observe", POLICY_OBSERVE },
+	{ "act", POLICY_ACT },
+	{ "off", POLICY_OFF },
+	{ "on", POLICY_ACT },
+	{ 0 },
+};
+static const struct word resort_words[] = { { "none", 0 }, { "below-min", 1 }, { 0 } };
 static const struct word share_words[] = {
 	{ "on", SHARE_ON },
 	{ "off", SHARE_OFF },
@@ -118,6 +147,23 @@ static const struct value_type type_log = {
 static const struct value_type type_share = {
 	.accepts = "on, off or zero-only",
 	.words = share_words,
+};
+static const struct value_type type_policy_mode = {
+	.accepts = "off, observe or act",
+	.words = mode_words,
+};
+static const struct value_type type_resort = {
+	.accepts = "none or below-min",
+	.words = resort_words,
+};
+static const struct value_type type_bytes_or_off = {
+	.accepts = "a size such as 512MiB or 4G, or off",
+	.number = number_bytes_or_off,
+	.number_text = bytes_or_off_text,
+};
+static const struct value_type type_cgroup = {
+	.accepts = "an absolute path, or none",
+	.check = check_cgroup,
 };
 static const struct value_type type_count = {
 	.accepts = "a whole number",
@@ -232,6 +278,29 @@ const struct setting config_settings[] = {
 	  "64GiB",
 	  "per sharing domain: address space, not memory, which is taken only as pages are merged" },
 
+	{ SEC_POLICY, "mode", &type_policy_mode, IN_CONFIG(policy_mode), 0, 0, "observe",
+	  "deciding costs next to nothing and shows what it would do; taking guests' memory is for the administrator to allow" },
+	{ SEC_POLICY, "interval", &type_duration, IN_CONFIG(policy_interval_us), 100000,
+	  3600 * 1000000ULL, "1s", "as often as there is news of guests that are being ballooned" },
+	{ SEC_POLICY, "soft", &type_percent, IN_CONFIG(policy_soft_permille), 1, 999, "6",
+	  "ESX's states: below so much available memory sharing and ballooning begin" },
+	{ SEC_POLICY, "hard", &type_percent, IN_CONFIG(policy_hard_permille), 1, 998, "4",
+	  "below this also what costs guests more" },
+	{ SEC_POLICY, "low", &type_percent, IN_CONFIG(policy_low_permille), 0, 997, "2",
+	  "below this also memory in use; the kernel's own reclaim has begun by then" },
+	{ SEC_POLICY, "hysteresis", &type_percent, IN_CONFIG(policy_hysteresis_permille), 0, 500,
+	  "1",
+	  "a state is left so much later than it began, and a guest gets memory back only when there is twice as much" },
+	{ SEC_POLICY, "idle_tax", &type_percent, IN_CONFIG(policy_idle_tax_permille), 0, 990, "75",
+	  "Waldspurger's: an idle page costs a VM four times the shares of one in use; 0 takes no notice of use" },
+	{ SEC_POLICY, "cow_reserve", &type_percent, IN_CONFIG(policy_cow_reserve_permille), 0, 1000,
+	  "25",
+	  "of what the host would have to find if all sharing broke, kept available: guests of one system do not all diverge at once" },
+	{ SEC_POLICY, "last_resort", &type_resort, IN_CONFIG(policy_below_min), 0, 0, "none",
+	  "whether a VM may go below its min before the kernel kills one is for the administrator to say" },
+	{ SEC_POLICY, "cgroup", &type_cgroup, IN_CONFIG(policy_cgroup), 1, 107, CONFIG_CGROUP_NONE,
+	  "the folder of a memory cgroup (v1 or v2) that all VMs are in, where one limits them: its limit counts when less is left in it than on the host" },
+
 	{ SEC_VM, "share", &type_share, IN_VM(share), 0, 0, "on",
 	  "only VMs that were started with the agent are seen at all: starting them so is the consent" },
 	{ SEC_VM, "domain", &type_domain, IN_VM(domain), 1, CONFIG_NAME_MAX - 1, "default",
@@ -242,6 +311,14 @@ const struct setting config_settings[] = {
 	  "found on QEMU's command line and used for milliseconds at a time, so that others get their turn; a path given here is kept open" },
 	{ SEC_VM, "min", &type_bytes, IN_VM(min_bytes), MIB(1), GIB(16384), "256MiB",
 	  "ballooning leaves a guest no less than what current distributions ask for" },
+	{ SEC_VM, "max", &type_bytes_or_off, IN_VM(max_bytes), MIB(1), GIB(16384), "off",
+	  "of the host's memory, also when there is plenty; a VM may take all that it is configured for" },
+	{ SEC_VM, "shares", &type_count, IN_VM(shares), 1, 1000000, "1000",
+	  "equal: when memory is short it is divided by these, idle memory first" },
+	{ SEC_VM, "priority", &type_count, IN_VM(priority), 0, 1000, "500",
+	  "equal: who has less gives all that may be taken before who has more gives anything" },
+	{ SEC_VM, "balloon", &type_bool, IN_VM(balloon), 0, 0, "on",
+	  "whether the policy may balloon it; `ballastctl balloon` may in any case" },
 };
 _Static_assert(ARRAY_SIZE(config_settings) == CONFIG_NR_SETTINGS, "count the rows");
 
@@ -305,7 +382,9 @@ int config_set(const struct setting *s, void *base, const char *text)
 		r = find_word(s->type->words, text, &value);
 	} else {
 		r = s->type->number(text, &value);
-		if (r == 0 && s->max && (value < s->min || value > s->max))
+		/* "off" is in no range. */
+		if (r == 0 && !(value == 0 && s->type == &type_bytes_or_off) && s->max &&
+		    (value < s->min || value > s->max))
 			r = -ERANGE;
 	}
 	if (r == 0)
@@ -365,6 +444,15 @@ void config_defaults(struct config *c)
 const char *share_mode_name(enum share_mode m)
 {
 	for (const struct word *w = share_words; w->word; w++) {
+		if (w->value == (u64)m)
+			return w->word;
+	}
+	return "?";
+}
+
+const char *policy_mode_name(enum policy_mode m)
+{
+	for (const struct word *w = mode_words; w->word; w++) {
 		if (w->value == (u64)m)
 			return w->word;
 	}

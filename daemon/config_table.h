@@ -15,6 +15,7 @@ enum section {
 	SEC_METRICS,
 	SEC_SCAN,
 	SEC_STORE,
+	SEC_POLICY,
 	SEC_VM,
 	NR_SECTIONS,
 	SEC_NONE
@@ -50,7 +51,7 @@ struct setting {
 	const char *reason;
 };
 
-#define CONFIG_NR_SETTINGS 25
+#define CONFIG_NR_SETTINGS 39
 extern const struct setting config_settings[];
 
 /* Parses @text into its member of @base (struct config, or struct config_vm for SEC_VM). 0,

@@ -11,8 +11,8 @@
  *   share          {"ok":true}            undo unmerge
  *   balloon        {"ok":true,"bytes":N}  with "bytes": the guest shall do with so much, as far as
  * it can; without: it gets all back. N: its bounds considered. "error": why that cannot be now
- *   plan           {"ok":true,"state":...,"vms":[...],"actions":[...]}: what the policy would do
- *                  now (plan.h)
+ *   plan           {"ok":true,"mode":...,"state":...,"vms":[...],"actions":[...]}: what the policy
+ *                  would do now, and has decided (plan_report.c)
  *   anything else  {"ok":false,"error":"one clear sentence"}
  *
  * unmerge, share and balloon take "vm" too: a name, a UUID or a PID.
@@ -33,6 +33,7 @@
 #define BALLAST_DAEMON_CONTROL_H
 
 #include <systemd/sd-event.h>
+#include "daemon/plan.h"
 #include "daemon/view.h"
 
 #define CONTROL_REQUEST_MAX 65536
@@ -49,6 +50,9 @@ struct control_ops {
 	 * reached. *ret_balloon is set but for -ENOENT. */
 	int (*balloon)(void *core, const char *vm, bool on, u64 bytes, u64 *ret_bytes,
 		       struct balloon_view *ret_balloon);
+	/* What the policy would do now, and has decided. -ENODATA: the host's memory is not known.
+	 * The caller frees both. */
+	int (*plan)(void *core, struct view *ret_view, struct plan *ret);
 };
 
 struct control;

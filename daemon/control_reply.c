@@ -22,10 +22,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "common/clock.h"
 #include "common/procfs.h"
 #include "daemon/balloon_report.h"
 #include "daemon/control_reply.h"
-#include "daemon/plan.h"
+#include "daemon/json_make.h"
+#include "daemon/plan_report.h"
 
 /* The members of view.h that are plain u64, by name. */
 struct field {
@@ -87,31 +89,6 @@ static const struct field domain_fields[] = {
 	DOMAIN(index_bytes), DOMAIN(store_meta_bytes), DOMAIN(store_memory_bytes),
 };
 
-/* JSON text is UTF-8, but a VM's name is whatever its VMM said. */
-static json_t *text_json(const char *s, size_t size)
-{
-	json_t *j = json_stringn(s, strnlen(s, size));
-	char ascii[256] = "";
-
-	if (j)
-		return j;
-	for (size_t i = 0; i < MIN(size, sizeof(ascii) - 1) && s[i]; i++)
-		ascii[i] = (s[i] & 0x80) ? '?' : s[i];
-	return json_string(ascii);
-}
-#define TEXT(array) text_json(array, sizeof(array))
-
-/* Takes over @value; 0 or -1, also when @value could not be made. */
-static int put(json_t *object, const char *key, json_t *value)
-{
-	return json_object_set_new(object, key, value);
-}
-
-static json_t *u64_json(u64 value)
-{
-	return json_integer((json_int_t)MIN(value, (u64)INT64_MAX));
-}
-
 static int put_fields(json_t *object, const struct field *fields, size_t nr, const void *base)
 {
 	int r = 0;
@@ -120,7 +97,7 @@ static int put_fields(json_t *object, const struct field *fields, size_t nr, con
 		u64 value;
 
 		memcpy(&value, (const char *)base + fields[i].offset, sizeof(value));
-		r |= put(object, fields[i].name, u64_json(value));
+		r |= json_put(object, fields[i].name, json_u64(value));
 	}
 	return r;
 }
@@ -136,24 +113,24 @@ static json_t *vm_json(const struct view *v, const struct vm_view *vm, s64 *ret_
 	/* Where its part of the store cannot be said, only the zero pages are certain. */
 	if (!view_vm_saved_bytes(v, vm, &saved))
 		saved = (s64)(vm->zero_pages * PAGE_BYTES);
-	r |= put(j, "name", TEXT(vm->name));
-	r |= put(j, "uuid", TEXT(vm->uuid));
-	r |= put(j, "domain", TEXT(vm->domain));
-	r |= put(j, "share", TEXT(vm->share));
-	r |= put(j, "pid", json_integer(vm->pid));
-	r |= put(j, "connected", json_boolean(vm->connected));
-	r |= put(j, "unmerged", json_boolean(vm->unmerged));
+	r |= json_put(j, "name", JSON_TEXT(vm->name));
+	r |= json_put(j, "uuid", JSON_TEXT(vm->uuid));
+	r |= json_put(j, "domain", JSON_TEXT(vm->domain));
+	r |= json_put(j, "share", JSON_TEXT(vm->share));
+	r |= json_put(j, "pid", json_integer(vm->pid));
+	r |= json_put(j, "connected", json_boolean(vm->connected));
+	r |= json_put(j, "unmerged", json_boolean(vm->unmerged));
 	r |= put_fields(j, vm_fields, ARRAY_SIZE(vm_fields), vm);
 	/* Absent when the VMM has ended meanwhile. */
 	if (ret_resident && proc_memory(vm->pid, &mem) == 0) {
-		r |= put(j, "resident_bytes", u64_json(mem.pss));
+		r |= json_put(j, "resident_bytes", json_u64(mem.pss));
 		*ret_resident += (s64)mem.pss;
 	}
-	r |= put(j, "shared_bytes", u64_json(vm->shared_pages * PAGE_BYTES));
-	r |= put(j, "zero_bytes", u64_json(vm->zero_pages * PAGE_BYTES));
-	r |= put(j, "saved_bytes", json_integer(saved));
-	r |= put(j, "net_saved_bytes", json_integer(saved - (s64)vm->overhead_bytes));
-	r |= put(j, "cow_debt_bytes", u64_json(view_vm_cow_debt_bytes(vm)));
+	r |= json_put(j, "shared_bytes", json_u64(vm->shared_pages * PAGE_BYTES));
+	r |= json_put(j, "zero_bytes", json_u64(vm->zero_pages * PAGE_BYTES));
+	r |= json_put(j, "saved_bytes", json_integer(saved));
+	r |= json_put(j, "net_saved_bytes", json_integer(saved - (s64)vm->overhead_bytes));
+	r |= json_put(j, "cow_debt_bytes", json_u64(view_vm_cow_debt_bytes(vm)));
 	r |= balloon_report_json(j, &vm->balloon);
 	if (r < 0) {
 		json_decref(j);
@@ -166,7 +143,7 @@ static json_t *domain_json(const struct domain_view *d)
 {
 	json_t *j = json_object();
 
-	if (put(j, "name", TEXT(d->name)) < 0 ||
+	if (json_put(j, "name", JSON_TEXT(d->name)) < 0 ||
 	    put_fields(j, domain_fields, ARRAY_SIZE(domain_fields), d) < 0) {
 		json_decref(j);
 		return NULL;
@@ -178,13 +155,14 @@ static json_t *host_json(const struct host_view *h)
 {
 	json_t *j = json_object();
 
-	if (put(j, "scanning", json_boolean(h->scanning)) < 0 ||
-	    put(j, "scan_cpu_permille", u64_json(h->scan_cpu_permille)) < 0 ||
-	    put(j, "pressure", json_boolean(h->pressure)) < 0 ||
+	if (json_put(j, "scanning", json_boolean(h->scanning)) < 0 ||
+	    json_put(j, "scan_cpu_permille", json_u64(h->scan_cpu_permille)) < 0 ||
+	    json_put(j, "pressure", json_boolean(h->pressure)) < 0 ||
 	    (h->has_pressure_some &&
-	     put(j, "pressure_some_permille", u64_json(h->pressure_some_permille)) < 0) ||
-	    (h->memory_bytes && (put(j, "memory_bytes", u64_json(h->memory_bytes)) < 0 ||
-				 put(j, "available_bytes", u64_json(h->available_bytes)) < 0)) ||
+	     json_put(j, "pressure_some_permille", json_u64(h->pressure_some_permille)) < 0) ||
+	    (h->memory_bytes &&
+	     (json_put(j, "memory_bytes", json_u64(h->memory_bytes)) < 0 ||
+	      json_put(j, "available_bytes", json_u64(h->available_bytes)) < 0)) ||
 	    put_fields(j, host_fields, ARRAY_SIZE(host_fields), h) < 0) {
 		json_decref(j);
 		return NULL;
@@ -215,11 +193,11 @@ static json_t *view_json(const struct view *v, bool resident)
 		r |= json_array_append_new(vms, vm_json(v, &v->vms[i], resident ? &pss : NULL));
 	for (u32 i = 0; i < v->nr_domains; i++)
 		r |= json_array_append_new(domains, domain_json(&v->domains[i]));
-	r |= put(j, "ok", json_true());
-	r |= put(j, "host", host_json(&v->host));
-	r |= put(j, "vms", vms);
-	r |= put(j, "domains", domains);
-	r |= put(j, "total", totals_json(v, pss));
+	r |= json_put(j, "ok", json_true());
+	r |= json_put(j, "host", host_json(&v->host));
+	r |= json_put(j, "vms", vms);
+	r |= json_put(j, "domains", domains);
+	r |= json_put(j, "total", totals_json(v, pss));
 	if (r < 0) {
 		json_decref(j);
 		return NULL;
@@ -248,7 +226,7 @@ char *control_reply_error(const char *fmt, ...)
 	va_start(ap, fmt);
 	vsnprintf(text, sizeof(text), fmt, ap);
 	va_end(ap);
-	return reply_text(json_pack("{s:b,s:o}", "ok", 0, "error", TEXT(text)));
+	return reply_text(json_pack("{s:b,s:o}", "ok", 0, "error", JSON_TEXT(text)));
 }
 
 /* A request that is one. @vm: a name, a UUID or a PID; NULL if the command needs none. */
@@ -328,7 +306,7 @@ static char *do_unmerge(const struct control_ops *ops, void *core, const struct 
 
 	if (r < 0)
 		return vm_error("unmerge", q->vm, r);
-	return reply_text(json_pack("{s:b,s:o}", "ok", 1, "pages", u64_json(pages)));
+	return reply_text(json_pack("{s:b,s:o}", "ok", 1, "pages", json_u64(pages)));
 }
 
 static char *do_share(const struct control_ops *ops, void *core, const struct request *q)
@@ -356,103 +334,25 @@ static char *do_balloon(const struct control_ops *ops, void *core, const struct 
 					   b.error);
 	if (r < 0)
 		return vm_error("balloon", q->vm, r);
-	reply = json_pack("{s:b,s:o}", "ok", 1, "bytes", u64_json(wish));
+	reply = json_pack("{s:b,s:o}", "ok", 1, "bytes", json_u64(wish));
 	if (reply && *b.error)
-		json_object_set_new(reply, "error", TEXT(b.error));
+		json_object_set_new(reply, "error", JSON_TEXT(b.error));
 	return reply_text(reply);
-}
-
-static json_t *planned_vm_json(const struct vm_view *vm, const struct policy_vm *p, u64 entitled)
-{
-	json_t *j = json_object();
-	int r = 0;
-
-	r |= put(j, "name", TEXT(vm->name));
-	r |= put(j, "resident_bytes", u64_json(p->resident_bytes));
-	r |= put(j, "min_bytes", u64_json(p->min_bytes));
-	r |= put(j, "entitled_bytes", u64_json(entitled));
-	r |= put(j, "pressure", json_boolean(p->pressure));
-	if (p->has_stats) {
-		r |= put(j, "guest_available_bytes", u64_json(p->guest_available_bytes));
-		r |= put(j, "stats_age_us", u64_json(p->stats_age_us));
-	}
-	if (r < 0) {
-		json_decref(j);
-		return NULL;
-	}
-	return j;
-}
-
-static json_t *action_json(const struct view *v, const struct policy_action *a)
-{
-	char reason[512];
-	json_t *j = json_object();
-	int r = 0;
-
-	policy_explain(a, v->vms[a->vm].name, reason, sizeof(reason));
-	r |= put(j, "vm", TEXT(v->vms[a->vm].name));
-	r |= put(j, "take", json_boolean(a->take));
-	r |= put(j, "mechanism", json_string(policy_mechanism_name(a->mechanism)));
-	r |= put(j, "bytes", u64_json(a->bytes));
-	r |= put(j, "reason", TEXT(reason));
-	if (r < 0) {
-		json_decref(j);
-		return NULL;
-	}
-	return j;
-}
-
-static json_t *plan_json(const struct view *v, const struct plan *p)
-{
-	json_t *j = json_object(), *vms = json_array(), *actions = json_array();
-	int r = 0;
-
-	for (u32 i = 0; i < v->nr_vms; i++)
-		r |= json_array_append_new(
-			vms, planned_vm_json(&v->vms[i], &p->vms[i], p->policy.entitled[i]));
-	for (u32 i = 0; i < p->policy.nr_actions; i++)
-		r |= json_array_append_new(actions, action_json(v, &p->policy.actions[i]));
-	r |= put(j, "ok", json_true());
-	r |= put(j, "state", json_string(policy_state_name(p->policy.state)));
-	r |= put(j, "memory_bytes", u64_json(v->host.memory_bytes));
-	r |= put(j, "available_bytes", u64_json(v->host.available_bytes));
-	r |= put(j, "wanted_bytes", u64_json(p->policy.wanted_bytes));
-	r |= put(j, "unmet_bytes", u64_json(p->policy.unmet_bytes));
-	r |= put(j, "admit_bytes", u64_json(p->policy.admit_bytes));
-	r |= put(j, "vms", vms);
-	r |= put(j, "actions", actions);
-	if (r < 0) {
-		json_decref(j);
-		return NULL;
-	}
-	return j;
 }
 
 static char *do_plan(const struct control_ops *ops, void *core, const struct request *q)
 {
 	struct view v = { 0 };
 	struct plan p = { 0 };
-	char *line = NULL;
-	u64 *resident;
-	int r = ops->view(core, &v);
+	char *line;
+	int r = ops->plan(core, &v, &p);
 
 	if (r < 0)
-		return control_reply_error("cannot gather the status: %s", strerror(-r));
-	resident = calloc(v.nr_vms + 1, sizeof(resident[0]));
-	for (u32 i = 0; resident && i < v.nr_vms; i++) {
-		struct proc_memory mem;
-
-		/* Of one that has ended meanwhile nothing can be taken. */
-		if (proc_memory(v.vms[i].pid, &mem) == 0)
-			resident[i] = mem.pss;
-	}
-	r = resident ? plan_view(&v, resident, &p) : -ENOMEM;
-	line = r < 0 ? control_reply_error("cannot make a plan: %s",
+		return control_reply_error("cannot make a plan: %s",
 					   r == -ENODATA ? "the host's memory is not known"
-							 : strerror(-r))
-		     : reply_text(plan_json(&v, &p));
+							 : strerror(-r));
+	line = reply_text(plan_report_json(&v, &p, now_us()));
 	plan_free(&p);
-	free(resident);
 	view_free(&v);
 	return line;
 }

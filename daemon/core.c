@@ -13,6 +13,7 @@
 #include "common/procfs.h"
 #include "daemon/balloons.h"
 #include "daemon/core.h"
+#include "daemon/governor.h"
 
 /* A VM may be larger than the host, within reason. */
 #define VM_MAX_TIMES_HOST 4
@@ -38,7 +39,7 @@ static struct engine_config engine_config_of(const struct core *c)
 			MIN(mapcount_budget(c->host.max_map_count), c->config.scan_max_mappings),
 		.vm_max_bytes = (u64)sysconf(_SC_PHYS_PAGES) * PAGE_BYTES * VM_MAX_TIMES_HOST,
 		.image_max_bytes = (u64)sysconf(_SC_PHYS_PAGES) * PAGE_BYTES,
-		.pressure = c->host.pressure.on,
+		.pressure = c->host.pressure.on || governor_hurries(c),
 	};
 }
 
@@ -122,6 +123,10 @@ static void apply_vm_config(struct vm *vm)
 		config_vm_match(&vm->core->config, vm->name, vm->uuid, vm->uid);
 
 	vm->share = cv->share;
+	vm->max_bytes = cv->max_bytes;
+	vm->shares = cv->shares;
+	vm->priority = cv->priority;
+	vm->may_balloon = cv->balloon;
 	engine_vm_set_mode(vm->ksm, mode_of(cv->share));
 	/* Pages that are merged stay in the store that they are in: a domain is for a VM's life. */
 	if (strcmp(vm->domain, cv->domain) != 0)
@@ -299,12 +304,18 @@ static int op_balloon(void *core, const char *id, bool on, u64 bytes, u64 *ret_b
 	return r;
 }
 
+static int op_plan(void *core, struct view *ret_view, struct plan *ret)
+{
+	return governor_plan(core, ret_view, ret);
+}
+
 static const struct control_ops control_ops = {
 	.view = op_view,
 	.set_paused = op_set_paused,
 	.unmerge = op_unmerge,
 	.share = op_share,
 	.balloon = op_balloon,
+	.plan = op_plan,
 };
 
 /* --- life ------------------------------------------------------------------------------------- */
@@ -340,6 +351,7 @@ void core_reload(struct core *c)
 		apply_vm_config(vm);
 		balloon_reload(vm);
 	}
+	governor_reload(c);
 	log_info("configuration reloaded");
 	core_kick(c);
 }
@@ -393,6 +405,9 @@ int core_start(struct core *c)
 	r = balloons_start(c);
 	if (r < 0)
 		return r;
+	r = governor_start(c);
+	if (r < 0)
+		return r;
 	r = recovery_start(c);
 	if (r < 0)
 		return r;
@@ -415,6 +430,7 @@ void core_stop(struct core *c)
 {
 	agents_stop(c);
 	control_free(c->control);
+	governor_stop(c);
 	publish_stop(c);
 	host_stop(c);
 	/* What is merged stays merged, and the next daemon finds it by the state file. */

@@ -8,6 +8,7 @@
  *   recovery.c  what a restarted daemon must know: the state file, finding the stores again
  *   host.c      the host: memory pressure, vm.max_map_count, how many mappings the VMMs have
  *   balloons.c  the VMs' QMP sockets and balloons (balloons.h)
+ *   governor.c  the policy: asked, kept, carried out (governor.h)
  *   publish.c   the view (view.h), and its copy for the metrics thread, handed over by RCU
  *
  * One thread runs all of it, on an sd-event loop. Other threads: readers (ksmd/reader.h) and HTTP
@@ -19,6 +20,7 @@
 #include <systemd/sd-event.h>
 #include "daemon/config.h"
 #include "daemon/control.h"
+#include "daemon/decisions.h"
 #include "daemon/mapcount.h"
 #include "daemon/pacing.h"
 #include "daemon/pressure.h"
@@ -31,6 +33,7 @@ struct agent;
 struct balloon;
 struct balloons;
 struct core;
+struct governor;
 
 struct vm {
 	struct core *core;
@@ -52,6 +55,12 @@ struct vm {
 	u64 maps_own, maps_counted_us;
 	bool maps_known;
 	struct balloon *balloon; /* NULL: out of memory */
+	/* Of its [vm] section, for the policy. */
+	u64 max_bytes;
+	u32 shares, priority;
+	bool may_balloon;
+	u64 resident_bytes, entitled_bytes; /* as the policy saw it last */
+	struct decisions decisions;
 };
 
 /* What is known of the host; host.c alone changes it. */
@@ -102,6 +111,7 @@ struct core {
 	struct published *published; /* RCU */
 	struct recovery *recovery;   /* NULL: complete */
 	struct balloons *balloons;
+	struct governor *governor;
 };
 
 /* core.c */

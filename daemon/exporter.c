@@ -5,6 +5,7 @@
 
 #include "daemon/balloon_report.h"
 #include "daemon/exporter.h"
+#include "daemon/plan_report.h"
 
 /* How the number in the view becomes the base unit of the metric. */
 enum unit {
@@ -402,6 +403,7 @@ void exporter_write(struct mx_writer *w, const struct view *v)
 	write_vm_debt(w, v, &vms);
 	write_map_count(w, v, &vms);
 	balloon_report_metrics(w, v, vms.text);
+	plan_report_metrics(w, v, vms.text);
 
 	write_fields(w, domain_fields, ARRAY_SIZE(domain_fields), v->domains, sizeof(*v->domains),
 		     &domains, "domain");

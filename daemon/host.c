@@ -10,6 +10,7 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "daemon/core.h"
+#include "daemon/governor.h"
 
 #define MAX_MAP_COUNT_PATH "/proc/sys/vm/max_map_count"
 #define PSI_PATH	   "/proc/pressure/memory"
@@ -26,7 +27,9 @@ u32 host_cpu_permille(const struct core *c)
 {
 	u32 usual = c->config.scan_cpu_permille;
 
-	return c->host.pressure.on ? MAX(usual, c->config.scan_cpu_pressure_permille) : usual;
+	return c->host.pressure.on || governor_hurries(c)
+		       ? MAX(usual, c->config.scan_cpu_pressure_permille)
+		       : usual;
 }
 
 /* --- vm.max_map_count ------------------------------------------------------------------------- */

@@ -4,11 +4,30 @@
 #include <string.h>
 #include "daemon/plan.h"
 
-static const struct policy_config defaults = POLICY_CONFIG_DEFAULT;
-
-static u64 stat_of(const struct balloon_view *b, enum guest_stat s)
+struct policy_config plan_config(const struct config *c)
 {
-	return b->present >> s & 1 ? b->stats[s] : 0;
+	struct policy_config cfg = POLICY_CONFIG_DEFAULT;
+
+	cfg.soft_permille = c->policy_soft_permille;
+	cfg.hard_permille = c->policy_hard_permille;
+	cfg.low_permille = c->policy_low_permille;
+	cfg.hysteresis_permille = c->policy_hysteresis_permille;
+	cfg.idle_tax_permille = c->policy_idle_tax_permille;
+	cfg.cow_reserve_permille = c->policy_cow_reserve_permille;
+	cfg.psi_permille = c->pressure_some_permille;
+	cfg.last_resort = c->policy_below_min ? POLICY_RESORT_BELOW_MIN : POLICY_RESORT_NONE;
+	return cfg;
+}
+
+u64 plan_resident(const struct view *v, const struct vm_view *vm, u64 anon, u64 shmem)
+{
+	u64 shared = vm->shared_pages * PAGE_BYTES, part = shared;
+	s64 saved;
+
+	/* saved = shared and zero pages, less the part of the store. */
+	if (view_vm_saved_bytes(v, vm, &saved))
+		part = (u64)MAX((s64)(shared + vm->zero_pages * PAGE_BYTES) - saved, 0);
+	return anon + (shmem > shared ? shmem - shared : 0) + part;
 }
 
 static enum policy_run run_of(const struct balloon_view *b)
@@ -18,38 +37,61 @@ static enum policy_run run_of(const struct balloon_view *b)
 	return strcmp(b->run, "migrating") == 0 ? POLICY_MIGRATING : POLICY_RUNNING;
 }
 
-static void fill(struct policy_vm *p, const struct vm_view *vm, u64 resident)
+/* Would its controller (balloon/controller.h) follow a smaller target now? */
+static bool balloon_follows(const struct balloon_view *b)
+{
+	static const char *const not_now[] = { "holdoff", "stuck",    "reboot",
+					       "silent",  "pressure", "stale" };
+
+	/* The administrator's wish is not overruled. */
+	if (b->has_wish && !b->policy_wish)
+		return false;
+	for (size_t i = 0; i < ARRAY_SIZE(not_now); i++)
+		if (strcmp(b->reason, not_now[i]) == 0)
+			return false;
+	return true;
+}
+
+static void fill(struct policy_vm *p, const struct vm_view *vm)
 {
 	const struct balloon_view *b = &vm->balloon;
 
 	*p = (struct policy_vm){
 		.min_bytes = b->floor_bytes,
-		.shares = 1000,
-		.allowed = 1 << POLICY_SHARE | 1 << POLICY_BALLOON,
+		.max_bytes = vm->max_bytes,
+		.shares = vm->shares,
+		.priority = vm->priority,
 		.run = run_of(b),
-		.resident_bytes = resident,
+		.resident_bytes = vm->resident_bytes,
 		.share_yield_bytes = vm->huge_saving_pages * PAGE_BYTES,
 		.has_balloon = b->linked && b->has_actual,
-		.has_stats = b->has_stats && b->present >> GUEST_STAT_AVAILABLE & 1,
+		.has_stats = b->has_stats,
 		.stats_age_us = b->stats_age_us,
-		.guest_available_bytes = stat_of(b, GUEST_STAT_AVAILABLE),
+		/* Nor is its balloon blown up further than leaves it its minimum. */
+		.guest_spare_bytes = MIN(b->spare_bytes, b->actual_bytes > b->floor_bytes
+								 ? b->actual_bytes - b->floor_bytes
+								 : 0),
 		.pressure = strcmp(b->reason, "pressure") == 0,
 		.working_set_bytes = UINT64_MAX,
 	};
-	if (b->has_actual && b->ram_bytes > b->actual_bytes)
+	/* What the administrator took is not the policy's to give back. */
+	if (b->has_actual && b->ram_bytes > b->actual_bytes && (!b->has_wish || b->policy_wish))
 		p->taken_bytes[POLICY_BALLOON] = b->ram_bytes - b->actual_bytes;
-	if (strcmp(vm->share, "on") != 0 || vm->unmerged || !vm->connected)
-		p->allowed &= ~(1u << POLICY_SHARE);
+	if (strcmp(vm->share, "on") == 0 && !vm->unmerged && vm->connected)
+		p->allowed |= 1u << POLICY_SHARE;
+	if (vm->may_balloon && balloon_follows(b))
+		p->allowed |= 1u << POLICY_BALLOON;
 }
 
-int plan_view(const struct view *v, const u64 *resident, struct plan *ret)
+int plan_view(const struct view *v, const struct policy_config *cfg, struct policy *state,
+	      u64 elapsed_us, struct plan *ret)
 {
-	struct policy_input in = { .elapsed_us = 1000000, .nr_vms = v->nr_vms };
+	struct policy_input in = { .elapsed_us = elapsed_us, .nr_vms = v->nr_vms };
+	const struct policy_view *divided = &v->host.policy;
 	struct plan p = { 0 };
-	struct policy state = { 0 };
 	struct view_totals t;
 
-	if (!v->host.memory_bytes)
+	if (!divided->memory_bytes && !v->host.memory_bytes)
 		return -ENODATA;
 	p.vms = calloc(v->nr_vms + 1, sizeof(p.vms[0]));
 	p.policy.entitled = calloc(v->nr_vms + 1, sizeof(u64));
@@ -60,15 +102,17 @@ int plan_view(const struct view *v, const u64 *resident, struct plan *ret)
 		return -ENOMEM;
 	}
 	for (u32 i = 0; i < v->nr_vms; i++)
-		fill(&p.vms[i], &v->vms[i], resident[i]);
+		fill(&p.vms[i], &v->vms[i]);
 	view_totals(v, &t);
 	in.vms = p.vms;
 	in.host = (struct policy_host){
-		.memory_bytes = v->host.memory_bytes,
-		.available_bytes = v->host.available_bytes,
+		.memory_bytes = divided->memory_bytes ?: v->host.memory_bytes,
+		.available_bytes = divided->memory_bytes ? divided->available_bytes
+							 : v->host.available_bytes,
+		.psi_some_permille = v->host.pressure_some_permille,
 		.cow_debt_bytes = (u64)MAX(t.cow_debt, 0),
 	};
-	policy_step(&state, &defaults, &in, &p.policy);
+	policy_step(state, cfg, &in, &p.policy);
 	*ret = p;
 	return 0;
 }
@@ -78,5 +122,6 @@ void plan_free(struct plan *p)
 	free(p->vms);
 	free(p->policy.entitled);
 	free(p->policy.actions);
+	free(p->decisions);
 	*p = (struct plan){ 0 };
 }

@@ -17,6 +17,7 @@
 #include "daemon/balloons.h"
 #include "daemon/core.h"
 #include "daemon/exporter.h"
+#include "daemon/governor.h"
 #include "ksmd/store.h"
 
 #define PUBLISH_US 1000000
@@ -73,6 +74,12 @@ static void fill_vm(const struct vm *vm, struct vm_view *v)
 		.huge_saving_pages = s.huge_saving_pages,
 		.passes_total = s.passes_total,
 		.agent_cpu_us_total = vm->cpu_us,
+		.max_bytes = vm->max_bytes,
+		.shares = vm->shares,
+		.priority = vm->priority,
+		.may_balloon = vm->may_balloon,
+		.resident_bytes = vm->resident_bytes,
+		.entitled_bytes = vm->entitled_bytes,
 		.guest_faults_total = vm->guest_faults,
 	};
 	snprintf(v->name, sizeof(v->name), "%s", vm->name);
@@ -148,6 +155,7 @@ int core_view(struct core *c, struct view *ret)
 		.pressure_some_permille = h->sample.some_permille,
 		.memory_bytes = h->sample.total_bytes,
 		.available_bytes = h->sample.available_bytes,
+		.policy = governor_view(c),
 		.reloads_total = c->reloads,
 		.reload_errors_total = c->reload_errors,
 		.protocol_errors_total = c->protocol_errors,

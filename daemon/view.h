@@ -10,6 +10,7 @@
 #include <sys/types.h>
 #include "balloon/guest_stats.h"
 #include "common/types.h"
+#include "tiering/policy.h"
 
 /* A VM's balloon, and what its guest says of its memory (balloon/). All zero: there is nothing to
  * say. What is not known has its has_ or its bit in present clear. */
@@ -25,11 +26,13 @@ struct balloon_view {
 	u64 releases_total, withdrawn_total;
 	bool has_stats;
 	u64 stats_age_us;
-	u32 present; /* bit GUEST_STAT_x: stats[x] is known */
+	u64 spare_bytes; /* what could be taken of the guest now */
+	u32 present;	 /* bit GUEST_STAT_x: stats[x] is known */
 	u64 stats[GUEST_NR_STATS];
 	/* Also while it is not linked: */
 	u64 floor_bytes; /* of the configuration: ballooning leaves the guest no less */
 	bool has_wish, has_target;
+	bool policy_wish; /* the wish is the policy's, not the administrator's */
 	u64 wish_bytes, target_bytes;
 };
 
@@ -49,6 +52,12 @@ struct vm_view {
 	u64 map_count; /* all mappings of the VMM: its own as last counted, and sharing's; 0: not
 			  yet */
 	u64 map_limit; /* of these, how many sharing may make */
+	/* What the policy goes by; min is the balloon's floor. */
+	u64 max_bytes; /* 0: none */
+	u32 shares, priority;
+	bool may_balloon;
+	u64 resident_bytes; /* of the host, its part of the store counted; as last looked at */
+	u64 entitled_bytes; /* by the last decision; 0: none yet */
 	/* Counters since the VM attached (or the daemon started). */
 	u64 scanned_pages_total, hashed_pages_total, merged_pages_total, zeroed_pages_total,
 		broken_pages_total, discarded_pages_total, unmerged_pages_total, failed_pages_total,
@@ -70,6 +79,16 @@ struct domain_view {
 				 */
 };
 
+/* What the policy decided last (governor.h). All zero: nothing yet. */
+struct policy_view {
+	char mode[8], state[8]; /* "act", "soft" */
+	/* What it divides: the host's, or a cgroup's. */
+	u64 memory_bytes, available_bytes;
+	u64 wanted_bytes, unmet_bytes, admit_bytes;
+	/* Since the daemon started, by mechanism; with mode = observe it would have been so. */
+	u64 taken_bytes_total[POLICY_MECHANISMS], given_bytes_total[POLICY_MECHANISMS];
+};
+
 struct host_view {
 	bool scanning;		     /* false: paused or disabled */
 	u64 uptime_us, cpu_us_total; /* daemon and agents */
@@ -80,6 +99,7 @@ struct host_view {
 	bool has_pressure_some;			   /* the kernel has PSI */
 	u32 pressure_some_permille;	   /* of the last 10 s, how long tasks waited for memory */
 	u64 memory_bytes, available_bytes; /* 0: could not be read */
+	struct policy_view policy;
 	u64 reloads_total, reload_errors_total, protocol_errors_total, blocked_readers_total;
 };
 

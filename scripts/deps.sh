@@ -4,7 +4,7 @@
 set -euo pipefail
 
 build="gcc make pkg-config libc6-dev libxxhash-dev liburcu-dev libjemalloc-dev libsystemd-dev
-       libinih-dev libjansson-dev libmicrohttpd-dev liburing-dev libseccomp-dev"
+       libinih-dev libjansson-dev libmicrohttpd-dev liburing-dev libseccomp-dev liblz4-dev"
 test="libcriterion-dev passt qemu-system-x86 busybox-static cpio zstd lz4 curl procps cppcheck clang-format-14"
 [ "${1:-}" = fuzz ] && test="$test clang libclang-rt-14-dev"
 

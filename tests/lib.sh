@@ -246,6 +246,9 @@ kill_daemon()
 # ctl ARG...: ballastctl on this test's daemon. A daemon that hangs is a failure, not a test that hangs.
 ctl() { timeout 20 "$BUILD/ballastctl" --socket "$CONTROL_SOCKET" "$@"; }
 
+# scrape PORT: prints the metrics, the HTTP header included.
+scrape() { exec 3<>"/dev/tcp/127.0.0.1/$1" && printf 'GET /metrics HTTP/1.0\r\n\r\n' >&3 && cat <&3; exec 3>&-; }
+
 # free_port: prints a TCP port of 127.0.0.1 that was free a moment ago.
 free_port()
 {

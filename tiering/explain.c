@@ -21,6 +21,7 @@ const char *policy_mechanism_name(enum policy_mechanism m)
 const char *policy_explain(const struct policy_action *a, const char *vm, char *buf, size_t size)
 {
 	const char *by = policy_mechanism_name(a->mechanism);
+	char cost[32] = ""; /* of what was measured */
 
 	switch (a->reason) {
 	case POLICY_GUEST_PRESSURE:
@@ -34,19 +35,22 @@ const char *policy_explain(const struct policy_action *a, const char *vm, char *
 	case POLICY_OVER_MAX:
 		snprintf(buf, size,
 			 "%s gives %llu MiB (%s): it has %llu MiB, and its maximum is %llu MiB", vm,
-			 MIB_OF(a->bytes), by, MIB_OF(a->resident_bytes), MIB_OF(a->entitled_bytes));
+			 MIB_OF(a->bytes), by, MIB_OF(a->resident_bytes),
+			 MIB_OF(a->entitled_bytes));
 		break;
 	case POLICY_HOST_SHORT:
 	case POLICY_LAST_RESORT:
-		snprintf(
-			buf, size,
-			"%s gives %llu MiB (%s, %llu us a MiB): the host is short, and for its shares "
-			"it is entitled to %llu of the %llu MiB that it has%s",
-			vm, MIB_OF(a->bytes), by, (unsigned long long)a->cost_us_per_mib,
-			MIB_OF(a->entitled_bytes), MIB_OF(a->resident_bytes),
-			a->reason == POLICY_LAST_RESORT
-				? "; this is below its minimum, as last_resort allows"
-				: "");
+		if (a->cost_us_per_mib)
+			snprintf(cost, sizeof(cost), ", %llu us a MiB",
+				 (unsigned long long)a->cost_us_per_mib);
+		snprintf(buf, size,
+			 "%s gives %llu MiB (%s%s): the host is short, and for its shares it is "
+			 "entitled to %llu of the %llu MiB that it has%s",
+			 vm, MIB_OF(a->bytes), by, cost, MIB_OF(a->entitled_bytes),
+			 MIB_OF(a->resident_bytes),
+			 a->reason == POLICY_LAST_RESORT
+				 ? "; this is below its minimum, as last_resort allows"
+				 : "");
 		break;
 	}
 	return buf;

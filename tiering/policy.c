@@ -84,7 +84,7 @@ static u64 can_take(const struct step *s, const struct policy_vm *vm, enum polic
 		if (!vm->has_balloon || !vm->has_stats || vm->pressure ||
 		    vm->stats_age_us > s->cfg->stats_max_age_us)
 			return 0;
-		return above(vm->guest_available_bytes, s->cfg->guest_reserve_bytes);
+		return vm->guest_spare_bytes;
 	default:
 		if (s->plan->state < POLICY_HARD || vm->pressure)
 			return 0;
@@ -308,8 +308,9 @@ static u64 give_class(struct step *s, u64 bytes, s64 class, u64 *room)
 
 		filled = false;
 		for (u32 i = 0; i < in->nr_vms; i++)
-			shares += in->vms[i].priority == class && room[i] ? MAX(in->vms[i].shares, 1u)
-									  : 0;
+			shares += in->vms[i].priority == class && room[i]
+					  ? MAX(in->vms[i].shares, 1u)
+					  : 0;
 		for (u32 i = 0; i < in->nr_vms; i++) {
 			const struct policy_vm *vm = &in->vms[i];
 			u64 part_of;
@@ -330,10 +331,11 @@ static u64 give_class(struct step *s, u64 bytes, s64 class, u64 *room)
 
 			if (vm->priority != class || !room[i])
 				continue;
-			bytes -= give_to(s, i,
-					 ROUND_DOWN((u64)((__uint128_t)left * MAX(vm->shares, 1u) / shares),
-						    PAGE_BYTES),
-					 POLICY_HOST_HAS);
+			bytes -= give_to(
+				s, i,
+				ROUND_DOWN((u64)((__uint128_t)left * MAX(vm->shares, 1u) / shares),
+					   PAGE_BYTES),
+				POLICY_HOST_HAS);
 		}
 	}
 	return bytes;

@@ -65,18 +65,16 @@ struct policy_config {
 	u64 vm_overhead_bytes;		   /* of a VMM, beyond its guest's memory */
 	u64 rate_bytes[POLICY_MECHANISMS]; /* a second and VM; 0: never */
 	u64 stats_max_age_us;		   /* older ones take nothing by balloon */
-	u64 guest_reserve_bytes;	   /* a balloon leaves that available in the guest */
 	enum policy_last_resort last_resort;
 };
 
-#define POLICY_CONFIG_DEFAULT                                                                     \
-	{                                                                                         \
-		.soft_permille = 60, .hard_permille = 40, .low_permille = 20,                     \
-		.hysteresis_permille = 10, .idle_tax_permille = 750, .psi_permille = 50,          \
-		.cow_reserve_permille = 250, .vm_overhead_bytes = 8 << 20,                        \
-		.rate_bytes = { 256 << 20, 256 << 20, 64 << 20, 64 << 20 },                       \
-		.stats_max_age_us = 10000000, .guest_reserve_bytes = 64 << 20,                    \
-		.last_resort = POLICY_RESORT_NONE,                                                \
+#define POLICY_CONFIG_DEFAULT                                                            \
+	{                                                                                \
+		.soft_permille = 60, .hard_permille = 40, .low_permille = 20,            \
+		.hysteresis_permille = 10, .idle_tax_permille = 750, .psi_permille = 50, \
+		.cow_reserve_permille = 250, .vm_overhead_bytes = 8 << 20,               \
+		.rate_bytes = { 256 << 20, 256 << 20, 64 << 20, 64 << 20 },              \
+		.stats_max_age_us = 10000000, .last_resort = POLICY_RESORT_NONE,         \
 	}
 
 struct policy_vm {
@@ -95,8 +93,8 @@ struct policy_vm {
 	u64 share_yield_bytes;
 	bool has_balloon, has_stats;
 	u64 stats_age_us;
-	u64 guest_available_bytes;
-	bool pressure; /* the guest's own, by whatever sign */
+	u64 guest_spare_bytes; /* what a balloon may take (balloon/controller.h) */
+	bool pressure;	       /* the guest's own, by whatever sign */
 	/* UINT64_MAX: not known; then all of it counts as in use. */
 	u64 working_set_bytes;
 	/* Measured: us of host and guest time for a MiB taken, refaults included; 0: not known. */

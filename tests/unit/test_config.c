@@ -103,6 +103,12 @@ Test(config, defaults)
 	cr_expect_str_eq(config_vm_match(&c, "x", NULL, 1000)->domain, "default");
 	cr_expect_str_eq(config_vm_match(&c, "x", NULL, 1000)->qmp, CONFIG_QMP_AUTO);
 	cr_expect_eq(config_vm_match(&c, "x", NULL, 1000)->min_bytes, MIB(256));
+	cr_expect_eq(config_vm_match(&c, "x", NULL, 1000)->max_bytes, 0u);
+	cr_expect_eq(config_vm_match(&c, "x", NULL, 1000)->shares, 1000u);
+	cr_expect(config_vm_match(&c, "x", NULL, 1000)->balloon);
+	cr_expect_eq(c.policy_mode, POLICY_OBSERVE);
+	cr_expect_eq(c.policy_soft_permille, 60u);
+	cr_expect_str_eq(c.policy_cgroup, CONFIG_CGROUP_NONE);
 	config_free(&c);
 	config_free(NULL);
 }
@@ -453,4 +459,40 @@ Test(config, user_binds_a_name)
 	cr_expect_str_eq(config_vm_match(&c, "r-1", NULL, 1)->domain, "default");
 	config_free(&c);
 	unlink(path);
+}
+
+Test(config, policy)
+{
+	static const struct {
+		const char *text, *says;
+	} bad[] = {
+		{ "[policy]\nmode = perhaps\n", "is not off, observe or act" },
+		{ "[policy]\nsoft = 3\n", "soft, hard and low are not in this order" },
+		{ "[policy]\nlow = 4\n", "soft, hard and low are not in this order" },
+		{ "[policy]\ncgroup = here\n", "is not an absolute path, or none" },
+		{ "[policy]\nidle_tax = 100\n", "out of range (accepted: 0 to 99)" },
+		{ "[vm \"a\"]\nmin = 1GiB\nmax = 512MiB\n",
+		  "[vm \"a\"] max is less than min (512 and 1024 MiB" },
+		{ "[vm \"a\"]\nshares = 0\n", "out of range (accepted: 1 to 1000000)" },
+	};
+	struct config_error err;
+	struct config c;
+
+	write_text("ballast.conf",
+		   "[policy]\nmode = act\ninterval = 5s\nsoft = 10\nhard = 8\nlow = 5\n"
+		   "last_resort = below-min\ncgroup = /sys/fs/cgroup/vms\n"
+		   "[vm \"a\"]\nmin = 1GiB\nmax = 2GiB\nshares = 5\npriority = 0\n"
+		   "balloon = off\n[vm \"b\"]\nmax = off\n");
+	load_ok(&c);
+	cr_expect(c.policy_mode == POLICY_ACT && c.policy_interval_us == 5000000 &&
+		  c.policy_low_permille == 50 && c.policy_below_min);
+	cr_expect_str_eq(c.policy_cgroup, "/sys/fs/cgroup/vms");
+	cr_expect(c.vms[0].max_bytes == GIB(2) && c.vms[0].shares == 5 && !c.vms[0].priority &&
+		  !c.vms[0].balloon && c.vms[1].max_bytes == 0);
+	config_free(&c);
+	for (u32 i = 0; i < ARRAY_SIZE(bad); i++) {
+		write_text("ballast.conf", bad[i].text);
+		cr_assert_lt(config_load(main_path, true, &c, &err), 0, "%u", i);
+		cr_expect_not_null(strstr(err.text, bad[i].says), "%s", err.text);
+	}
 }

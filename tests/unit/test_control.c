@@ -122,12 +122,32 @@ static int core_balloon(void *arg, const char *vm, bool on, u64 bytes, u64 *ret_
 	return c->result;
 }
 
+static int core_plan(void *arg, struct view *ret_view, struct plan *ret)
+{
+	struct policy_config cfg = POLICY_CONFIG_DEFAULT;
+	struct policy state = { 0 };
+	int r = core_view(arg, ret_view);
+
+	if (r < 0)
+		return r;
+	strcpy(ret_view->host.policy.mode, "observe");
+	ret_view->vms[0].resident_bytes = MIB(200);
+	ret_view->vms[0].huge_saving_pages = 1000;
+	r = plan_view(ret_view, &cfg, &state, 1000000, ret);
+	cr_assert_eq(r, 0);
+	ret->decisions = calloc(ret_view->nr_vms, sizeof(ret->decisions[0]));
+	decisions_add(&ret->decisions[1],
+		      &(struct decision){ .last_us = 1, .action = { .bytes = MIB(5) } });
+	return 0;
+}
+
 static const struct control_ops ops = {
 	.view = core_view,
 	.set_paused = core_set_paused,
 	.unmerge = core_unmerge,
 	.share = core_share,
 	.balloon = core_balloon,
+	.plan = core_plan,
 };
 
 static char dir[64], path[80];
@@ -784,4 +804,37 @@ Test(control, other_users_are_refused)
 		sd_event_run(event, 10000);
 	cr_expect(WIFEXITED(status) && WEXITSTATUS(status) == 0, "status %x", status);
 	cr_expect_eq(core.pauses, 0);
+}
+
+Test(control, plan)
+{
+	int fd = connect_client();
+	json_t *j, *vm;
+
+	cr_assert(send_text(fd, "{\"command\":\"plan\"}\n"));
+	j = receive(fd);
+	cr_assert_not_null(j);
+	cr_expect(json_is_true(json_object_get(j, "ok")));
+	cr_expect_str_eq(json_string_value(json_object_get(j, "mode")), "observe");
+	cr_expect_str_eq(json_string_value(json_object_get(j, "state")), "hard");
+	cr_expect_eq(json_array_size(json_object_get(j, "actions")), 1u);
+	vm = json_array_get(json_object_get(j, "vms"), 0);
+	cr_expect_eq(json_integer_value(json_object_get(vm, "resident_bytes")),
+		     (json_int_t)MIB(200));
+	/* Why its balloon is not used, and that nothing was decided before. */
+	cr_expect_not_null(json_object_get(vm, "held"));
+	cr_expect_eq(json_array_size(json_object_get(vm, "decisions")), 0u);
+	vm = json_array_get(json_object_get(j, "vms"), 1);
+	vm = json_array_get(json_object_get(vm, "decisions"), 0);
+	cr_expect_eq(json_integer_value(json_object_get(vm, "bytes")), (json_int_t)MIB(5));
+	json_decref(j);
+	/* An error is one sentence. */
+	core.result = -ENODATA;
+	cr_assert(send_text(fd, "{\"command\":\"plan\"}\n"));
+	j = receive(fd);
+	cr_assert_not_null(j);
+	cr_expect_not_null(
+		strstr(json_string_value(json_object_get(j, "error")), "memory is not known"));
+	json_decref(j);
+	close(fd);
 }

@@ -13,19 +13,28 @@ static struct vm_view vm_of(const char *name)
 	strcpy(vm.name, name);
 	strcpy(vm.share, "on");
 	strcpy(vm.balloon.run, "running");
+	vm.shares = 1000;
+	vm.may_balloon = true;
+	vm.resident_bytes = MIB(1500);
 	vm.balloon.linked = vm.balloon.has_actual = vm.balloon.has_stats = true;
 	vm.balloon.ram_bytes = MIB(2048);
 	vm.balloon.actual_bytes = MIB(1948);
 	vm.balloon.floor_bytes = MIB(256);
-	vm.balloon.present = 1 << GUEST_STAT_AVAILABLE;
-	vm.balloon.stats[GUEST_STAT_AVAILABLE] = MIB(1000);
+	vm.balloon.spare_bytes = MIB(900);
 	return vm;
+}
+
+static int plan_of(const struct view *v, struct plan *p)
+{
+	static const struct policy_config cfg = POLICY_CONFIG_DEFAULT;
+	struct policy state = { 0 };
+
+	return plan_view(v, &cfg, &state, 1000000, p);
 }
 
 Test(plan, a_short_host_takes_from_who_can_spare)
 {
 	struct vm_view vms[] = { vm_of("a"), vm_of("frozen"), vm_of("stale") };
-	const u64 resident[] = { MIB(1500), MIB(1500), MIB(1500) };
 	struct view v = { .host = { .memory_bytes = MIB(10000), .available_bytes = MIB(500) },
 			  .vms = vms,
 			  .nr_vms = 3 };
@@ -33,7 +42,7 @@ Test(plan, a_short_host_takes_from_who_can_spare)
 
 	strcpy(vms[1].balloon.run, "migrating");
 	vms[2].balloon.stats_age_us = 3600000000;
-	cr_assert_eq(plan_view(&v, resident, &p), 0);
+	cr_assert_eq(plan_of(&v, &p), 0);
 	cr_expect_eq(p.policy.state, POLICY_SOFT);
 	cr_expect_eq(p.policy.wanted_bytes, MIB(200));
 	cr_assert_eq(p.policy.nr_actions, 1u);
@@ -45,12 +54,12 @@ Test(plan, a_short_host_takes_from_who_can_spare)
 	plan_free(&p);
 	/* What splitting huge pages would let it share goes before a guest's memory. */
 	vms[0].huge_saving_pages = MIB(300) / PAGE_BYTES;
-	cr_assert_eq(plan_view(&v, resident, &p), 0);
+	cr_assert_eq(plan_of(&v, &p), 0);
 	cr_assert_eq(p.policy.nr_actions, 1u);
 	cr_expect_eq(p.policy.actions[0].mechanism, POLICY_SHARE);
 	plan_free(&p);
 	strcpy(vms[0].share, "off");
-	cr_assert_eq(plan_view(&v, resident, &p), 0);
+	cr_assert_eq(plan_of(&v, &p), 0);
 	cr_expect_eq(p.policy.actions[0].mechanism, POLICY_BALLOON);
 	plan_free(&p);
 }
@@ -58,14 +67,13 @@ Test(plan, a_short_host_takes_from_who_can_spare)
 Test(plan, a_guest_under_pressure_gets_its_memory)
 {
 	struct vm_view vm = vm_of("a");
-	const u64 resident = MIB(1500);
 	struct view v = { .host = { .memory_bytes = MIB(10000), .available_bytes = MIB(100) },
 			  .vms = &vm,
 			  .nr_vms = 1 };
 	struct plan p;
 
 	strcpy(vm.balloon.reason, "pressure");
-	cr_assert_eq(plan_view(&v, &resident, &p), 0);
+	cr_assert_eq(plan_of(&v, &p), 0);
 	cr_assert_eq(p.policy.nr_actions, 1u);
 	cr_expect(!p.policy.actions[0].take && p.policy.actions[0].bytes == MIB(100));
 	plan_free(&p);
@@ -76,10 +84,92 @@ Test(plan, nothing_is_planned_without_the_hosts_memory)
 	struct view v = { .nr_vms = 0 };
 	struct plan p;
 
-	cr_expect_eq(plan_view(&v, NULL, &p), -ENODATA);
+	cr_expect_eq(plan_of(&v, &p), -ENODATA);
 	v.host.memory_bytes = v.host.available_bytes = MIB(1000);
-	cr_assert_eq(plan_view(&v, NULL, &p), 0);
+	cr_assert_eq(plan_of(&v, &p), 0);
 	cr_expect_eq(p.policy.nr_actions, 0u);
 	cr_expect_eq(p.policy.state, POLICY_HIGH);
 	plan_free(&p);
+}
+
+/* Who may not be asked now is not counted on, and the others give instead. */
+Test(plan, held_balloons_give_nothing)
+{
+	static const char *const reasons[] = { "holdoff", "stuck", "reboot", "silent", "stale" };
+	struct vm_view vms[] = { vm_of("a"), vm_of("b") };
+	struct view v = { .host = { .memory_bytes = MIB(10000), .available_bytes = MIB(500) },
+			  .vms = vms,
+			  .nr_vms = 2 };
+	struct plan p;
+
+	for (u32 i = 0; i < ARRAY_SIZE(reasons) + 2; i++) {
+		vms[0] = vm_of("a");
+		if (i < ARRAY_SIZE(reasons))
+			strcpy(vms[0].balloon.reason, reasons[i]);
+		else if (i == ARRAY_SIZE(reasons))
+			vms[0].may_balloon = false;
+		else
+			vms[0].balloon.has_wish = true; /* the administrator's */
+		cr_assert_eq(plan_of(&v, &p), 0);
+		cr_assert_eq(p.policy.nr_actions, 1u, "%u", i);
+		cr_expect(p.policy.actions[0].vm == 1 && p.policy.actions[0].bytes == MIB(200));
+		plan_free(&p);
+	}
+	/* Its own wish is no obstacle. */
+	vms[0].balloon.policy_wish = true;
+	cr_assert_eq(plan_of(&v, &p), 0);
+	cr_expect_eq(p.policy.nr_actions, 2u);
+	plan_free(&p);
+}
+
+/* What an administrator took stays taken, also on a host that has plenty. */
+Test(plan, the_administrators_wish_stands)
+{
+	struct vm_view vm = vm_of("a");
+	struct view v = { .host = { .memory_bytes = MIB(10000), .available_bytes = MIB(9000) },
+			  .vms = &vm,
+			  .nr_vms = 1 };
+	struct plan p;
+
+	cr_assert_eq(plan_of(&v, &p), 0);
+	cr_expect_eq(p.policy.nr_actions, 1u);
+	plan_free(&p);
+	vm.balloon.has_wish = true;
+	cr_assert_eq(plan_of(&v, &p), 0);
+	cr_expect_eq(p.policy.nr_actions, 0u);
+	plan_free(&p);
+}
+
+Test(plan, a_cgroups_limit_is_what_is_divided)
+{
+	struct vm_view vm = vm_of("a");
+	struct view v = { .host = { .memory_bytes = MIB(10000), .available_bytes = MIB(9000) },
+			  .vms = &vm,
+			  .nr_vms = 1 };
+	struct plan p;
+
+	v.host.policy.memory_bytes = MIB(2000);
+	v.host.policy.available_bytes = MIB(100);
+	cr_assert_eq(plan_of(&v, &p), 0);
+	cr_expect_eq(p.policy.state, POLICY_SOFT);
+	cr_expect_eq(p.policy.wanted_bytes, MIB(40));
+	plan_free(&p);
+}
+
+Test(plan, resident_counts_the_part_of_the_store)
+{
+	struct domain_view d = { .store_pages = 100, .store_refs = 400 };
+	struct vm_view vm = vm_of("a");
+	struct view v = { .vms = &vm, .nr_vms = 1, .domains = &d, .nr_domains = 1 };
+
+	strcpy(d.name, "default");
+	strcpy(vm.domain, "default");
+	vm.shared_pages = 200;
+	vm.zero_pages = 50;
+	/* 200 pages mapped that are a quarter of them each its own; 10 pages that are not the
+	 * store's. */
+	cr_expect_eq(plan_resident(&v, &vm, MIB(100), 210 * PAGE_BYTES),
+		     MIB(100) + (10 + 50) * PAGE_BYTES);
+	/* Not all of it is mapped yet. */
+	cr_expect_eq(plan_resident(&v, &vm, MIB(100), 20 * PAGE_BYTES), MIB(100) + 50 * PAGE_BYTES);
 }

@@ -1,0 +1,309 @@
+/* SPDX-License-Identifier: MIT */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "common/clock.h"
+#include "common/log.h"
+#include "common/procfs.h"
+#include "daemon/balloons.h"
+#include "daemon/cgroup.h"
+#include "daemon/core.h"
+#include "daemon/governor.h"
+
+/* A balloon's deadband (balloon/controller.c): a smaller step is none; four times less is not worth
+ * to be made one. */
+#define BALLOON_STEP_BYTES MIB(4)
+
+struct governor {
+	struct core *core;
+	struct policy state;
+	enum policy_mode mode; /* as it is carried out */
+	u64 last_us;
+	bool hurries;
+	bool cgroup_failed; /* said once */
+	struct policy_view view;
+	sd_event_source *timer;
+};
+
+/* --- what there is -------------------------------------------------------------------------- */
+
+/* The host's memory, or the cgroup's if less is left in it. */
+static void divide(struct governor *g, struct view *v)
+{
+	const char *path = g->core->config.policy_cgroup;
+	struct policy_view *p = &v->host.policy;
+	struct cgroup_memory m;
+	int r;
+
+	p->memory_bytes = v->host.memory_bytes;
+	p->available_bytes = v->host.available_bytes;
+	if (strcmp(path, CONFIG_CGROUP_NONE) == 0)
+		return;
+	r = cgroup_memory(path, &m);
+	if (r < 0 && !g->cgroup_failed)
+		log_warn("policy: cannot read the memory of cgroup %s: %s ([policy] cgroup = the "
+			 "folder that has its memory.max or memory.limit_in_bytes)",
+			 path, strerror(-r));
+	g->cgroup_failed = r < 0;
+	if (r < 0 || m.limit_bytes == UINT64_MAX || m.available_bytes >= p->available_bytes)
+		return;
+	p->memory_bytes = m.limit_bytes;
+	p->available_bytes = m.available_bytes;
+}
+
+/* What each VM takes. Two looks at /proc a VM, 0.1 ms: smaps_rollup would know exactly, and walks
+ * all of its page tables for that. */
+static void look_at_vms(struct core *c, struct view *v)
+{
+	u32 i = 0;
+
+	for (struct vm *vm = c->vms; vm; vm = vm->next, i++) {
+		u64 anon = 0, shmem = 0;
+
+		/* One that has ended meanwhile takes nothing. */
+		if (proc_status_bytes(vm->pid, "RssAnon", &anon) < 0 ||
+		    proc_status_bytes(vm->pid, "RssShmem", &shmem) < 0)
+			anon = shmem = 0;
+		vm->resident_bytes = plan_resident(v, &v->vms[i], anon, shmem);
+		v->vms[i].resident_bytes = vm->resident_bytes;
+	}
+}
+
+static int make_plan(struct governor *g, struct policy *state, u64 elapsed_us, struct view *v,
+		     struct plan *p)
+{
+	const struct policy_config cfg = plan_config(&g->core->config);
+	int r = core_view(g->core, v);
+
+	if (r < 0)
+		return r;
+	look_at_vms(g->core, v);
+	divide(g, v);
+	r = plan_view(v, &cfg, state, elapsed_us, p);
+	if (r < 0)
+		view_free(v);
+	return r;
+}
+
+int governor_plan(struct core *c, struct view *ret_view, struct plan *ret)
+{
+	struct policy state = c->governor->state;
+	int r = make_plan(c->governor, &state, c->config.policy_interval_us, ret_view, ret);
+	u32 i = 0;
+
+	if (r < 0)
+		return r;
+	ret->decisions = calloc(c->nr_vms + 1, sizeof(ret->decisions[0]));
+	if (!ret->decisions) {
+		plan_free(ret);
+		view_free(ret_view);
+		return -ENOMEM;
+	}
+	for (const struct vm *vm = c->vms; vm; vm = vm->next)
+		ret->decisions[i++] = vm->decisions;
+	return 0;
+}
+
+/* --- what is done --------------------------------------------------------------------------- */
+
+/* The part of many VMs in a small shortage is small, and must not be nothing for ever. */
+static s64 balloon_step(s64 change)
+{
+	if (change >= 0 || change <= -(s64)BALLOON_STEP_BYTES)
+		return change;
+	return change <= -(s64)BALLOON_STEP_BYTES / 4 ? -(s64)BALLOON_STEP_BYTES : 0;
+}
+
+static void carry_out(struct governor *g, const struct plan *p)
+{
+	struct core *c = g->core;
+	s64 *change = calloc(c->nr_vms + 1, sizeof(change[0])); /* by balloon; > 0: to the guest */
+	bool hurries = false;
+	u32 i = 0;
+
+	if (!change)
+		return; /* the next step asks for the same */
+	for (u32 k = 0; k < p->policy.nr_actions; k++) {
+		const struct policy_action *a = &p->policy.actions[k];
+
+		if (a->mechanism == POLICY_BALLOON)
+			change[a->vm] += a->take ? -(s64)a->bytes : (s64)a->bytes;
+		hurries |= a->take && a->mechanism == POLICY_SHARE;
+	}
+	for (struct vm *vm = c->vms; vm; vm = vm->next)
+		balloon_policy(vm, balloon_step(change[i++]));
+	free(change);
+	balloons_save(c);
+	if (hurries != g->hurries) {
+		g->hurries = hurries;
+		core_apply(c);
+		core_kick(c);
+	}
+}
+
+/* Nothing of it goes on. */
+static void stop_acting(struct governor *g)
+{
+	for (struct vm *vm = g->core->vms; vm; vm = vm->next)
+		balloon_policy_end(vm);
+	balloons_save(g->core);
+	if (g->hurries) {
+		g->hurries = false;
+		core_apply(g->core);
+	}
+}
+
+/* --- what is kept --------------------------------------------------------------------------- */
+
+static void keep_action(struct governor *g, struct vm *vm, const struct view *v,
+			const struct plan *p, const struct policy_action *a)
+{
+	const struct decision d = {
+		.last_us = g->last_us,
+		.acted = g->mode == POLICY_ACT,
+		.action = *a,
+		.state = p->policy.state,
+		.available_bytes = v->host.policy.available_bytes,
+		.guest_spare_bytes = p->vms[a->vm].guest_spare_bytes,
+		.stats_age_us = p->vms[a->vm].stats_age_us,
+	};
+	u64 *total = a->take ? g->view.taken_bytes_total : g->view.given_bytes_total;
+	char text[512];
+
+	total[a->mechanism] += a->bytes;
+	if (!decisions_add(&vm->decisions, &d))
+		return;
+	policy_explain(a, vm->name, text, sizeof(text));
+	if (g->mode == POLICY_ACT)
+		log_info_limited("policy: %s", text);
+	else
+		log_debug("policy (observe): %s", text);
+}
+
+/* @vms: room for all VMs, in the view's order. */
+static void keep(struct governor *g, const struct view *v, const struct plan *p, struct vm **vms)
+{
+	const char *state = policy_state_name(p->policy.state);
+	struct policy_view *view = &g->view;
+	u32 i = 0;
+
+	if (strcmp(view->state, state) != 0 && (*view->state || p->policy.state != POLICY_HIGH))
+		log_info_limited("policy: the host is %s (%llu of %llu MiB available%s)", state,
+				 (unsigned long long)v->host.policy.available_bytes >> 20,
+				 (unsigned long long)v->host.policy.memory_bytes >> 20,
+				 g->mode == POLICY_ACT ? "" : "; mode = observe: nothing is done");
+	if (p->policy.unmet_bytes && !view->unmet_bytes)
+		log_warn_limited(
+			"policy: %llu MiB are wanted that no VM may give (`ballastctl plan` "
+			"says why)",
+			(unsigned long long)p->policy.unmet_bytes >> 20);
+	snprintf(view->state, sizeof(view->state), "%s", state);
+	view->memory_bytes = v->host.policy.memory_bytes;
+	view->available_bytes = v->host.policy.available_bytes;
+	view->wanted_bytes = p->policy.wanted_bytes;
+	view->unmet_bytes = p->policy.unmet_bytes;
+	view->admit_bytes = p->policy.admit_bytes;
+	for (struct vm *vm = g->core->vms; vm; vm = vm->next) {
+		vm->entitled_bytes = p->policy.entitled[i];
+		vms[i++] = vm;
+	}
+	for (u32 k = 0; k < p->policy.nr_actions; k++)
+		keep_action(g, vms[p->policy.actions[k].vm], v, p, &p->policy.actions[k]);
+}
+
+/* --- once an interval ----------------------------------------------------------------------- */
+
+static void step(struct governor *g)
+{
+	u64 now = now_us(), elapsed = now - g->last_us;
+	struct vm **vms = calloc(g->core->nr_vms + 1, sizeof(vms[0]));
+	struct view v = { 0 };
+	struct plan p = { 0 };
+	int r;
+
+	/* After a pause no rate is made up for. */
+	elapsed = MIN(elapsed, 2 * g->core->config.policy_interval_us);
+	g->last_us = now;
+	r = vms ? make_plan(g, &g->state, elapsed, &v, &p) : -ENOMEM;
+	if (r < 0) {
+		/* The host's memory is known a moment after the start. */
+		if (r != -ENODATA)
+			log_warn_limited("policy: no plan: %s", strerror(-r));
+		free(vms);
+		return;
+	}
+	keep(g, &v, &p, vms);
+	free(vms);
+	if (g->mode == POLICY_ACT)
+		carry_out(g, &p);
+	plan_free(&p);
+	view_free(&v);
+}
+
+static int on_step(sd_event_source *s, uint64_t usec, void *arg)
+{
+	struct governor *g = arg;
+
+	if (g->mode != POLICY_OFF)
+		step(g);
+	sd_event_source_set_time(s, now_us() + g->core->config.policy_interval_us);
+	return sd_event_source_set_enabled(s, SD_EVENT_ONESHOT);
+}
+
+int governor_start(struct core *c)
+{
+	struct governor *g = calloc(1, sizeof(*g));
+
+	if (!g)
+		return -ENOMEM;
+	g->core = c;
+	g->mode = c->config.policy_mode;
+	g->last_us = now_us();
+	c->governor = g;
+	return sd_event_add_time(c->event, &g->timer, CLOCK_MONOTONIC,
+				 now_us() + c->config.policy_interval_us, 0, on_step, g);
+}
+
+void governor_reload(struct core *c)
+{
+	struct governor *g = c->governor;
+	enum policy_mode old = g->mode;
+
+	g->mode = c->config.policy_mode;
+	if (old == g->mode)
+		return;
+	g->cgroup_failed = false;
+	log_info("policy: mode = %s", policy_mode_name(g->mode));
+	if (old == POLICY_ACT)
+		stop_acting(g);
+	if (g->mode == POLICY_OFF) {
+		g->state = (struct policy){ 0 };
+		g->view = (struct policy_view){ 0 };
+	}
+}
+
+void governor_stop(struct core *c)
+{
+	if (!c->governor)
+		return;
+	sd_event_source_disable_unref(c->governor->timer);
+	free(c->governor);
+	c->governor = NULL;
+}
+
+struct policy_view governor_view(const struct core *c)
+{
+	struct policy_view view = { 0 };
+
+	if (c->governor) {
+		view = c->governor->view;
+		snprintf(view.mode, sizeof(view.mode), "%s", policy_mode_name(c->governor->mode));
+	}
+	return view;
+}
+
+bool governor_hurries(const struct core *c)
+{
+	return c->governor && c->governor->hurries;
+}
