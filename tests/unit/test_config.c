@@ -465,7 +465,7 @@ Test(config, policy)
 {
 	static const struct {
 		const char *text, *says;
-	} bad[] = {
+	} wrong[] = {
 		{ "[policy]\nmode = perhaps\n", "is not off, observe or act" },
 		{ "[policy]\nsoft = 3\n", "soft, hard and low are not in this order" },
 		{ "[policy]\nlow = 4\n", "soft, hard and low are not in this order" },
@@ -490,9 +490,9 @@ Test(config, policy)
 	cr_expect(c.vms[0].max_bytes == GIB(2) && c.vms[0].shares == 5 && !c.vms[0].priority &&
 		  !c.vms[0].balloon && c.vms[1].max_bytes == 0);
 	config_free(&c);
-	for (u32 i = 0; i < ARRAY_SIZE(bad); i++) {
-		write_text("ballast.conf", bad[i].text);
+	for (u32 i = 0; i < ARRAY_SIZE(wrong); i++) {
+		write_text("ballast.conf", wrong[i].text);
 		cr_assert_lt(config_load(main_path, true, &c, &err), 0, "%u", i);
-		cr_expect_not_null(strstr(err.text, bad[i].says), "%s", err.text);
+		cr_expect_not_null(strstr(err.text, wrong[i].says), "%s", err.text);
 	}
 }
