@@ -41,7 +41,9 @@ obj = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 
 LIBS_DAEMON := $(JEMALLOC) -lxxhash -lurcu -lsystemd -linih -ljansson -lmicrohttpd -lm
 LIBS_CTL    := -lxxhash -ljansson
-LIBS_VMM    := -lxxhash -lsystemd -ljansson -luring -lseccomp
+# What who links the agent needs.
+LIBS_HOOKS  := -llz4
+LIBS_VMM    := -lxxhash -lsystemd -ljansson -luring -lseccomp $(LIBS_HOOKS)
 
 BINS := $(BUILD)/ballastd $(BUILD)/ballastctl $(BUILD)/ballast-vmm $(BUILD)/ballast-run $(BUILD)/libballast-preload.so
 
@@ -74,7 +76,7 @@ $(BUILD)/libballast-hooks.a: $(call obj,$(HOOKS) $(COMMON))
 
 # The shim lives in somebody else's process: it exports only what it interposes.
 $(BUILD)/libballast-preload.so: $(call obj,hypervisor-hooks/preload.c) $(BUILD)/libballast-hooks.a
-	$(CC) $(LDFLAGS) -shared -Wl,--exclude-libs,ALL -Wl,-z,defs -o $@ $^ -ldl
+	$(CC) $(LDFLAGS) -shared -Wl,--exclude-libs,ALL -Wl,-z,defs -o $@ $^ $(LIBS_HOOKS) -ldl
 
 $(BUILD)/ballastd: $(call obj,daemon/main.c $(DAEMON) $(KSMD) $(METRICS) $(BALLOON) $(TIERING)) $(BUILD)/libballast-hooks.a
 	$(CC) $(LDFLAGS) -o $@ $^ $(LIBS_DAEMON)

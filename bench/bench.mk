@@ -23,7 +23,7 @@ bench-index: deps
 	BUILD='$(BUILD)' $(BUILD)/bench-index
 
 $(BUILD)/memhost: $(call obj,bench/memhost.c bench/content.c ctl/guestmem.c ctl/analysis.c) $(BUILD)/libballast-hooks.a
-	$(CC) $(LDFLAGS) -o $@ $^ -lxxhash
+	$(CC) $(LDFLAGS) -o $@ $^ -lxxhash $(LIBS_HOOKS)
 
 # Hosts whose memory an engine shares, and the engines.
 PEERS := bench/frames.c bench/peer.c bench/host.c bench/atend.c bench/content.c ctl/guestmem.c ctl/analysis.c $(COMMON)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* ballastctl balloon, and what status says of balloons. */
+/* ballastctl balloon and page-out, and what status says of balloons. */
 #include <inttypes.h>
 #include <string.h>
 #include "common/parse.h"
@@ -46,6 +46,31 @@ int ctl_balloon(const struct ctl_options *o, char **args)
 		printf("%s: gets all of its memory back", name);
 	ctl_safe(why, text_of(reply, "error"));
 	printf("%s%s\n", *why ? "; now: " : "", why);
+	json_decref(reply);
+	return 0;
+}
+
+int ctl_page_out(const struct ctl_options *o, char **args)
+{
+	char name[CTL_CELL_MAX], size[CTL_CELL_MAX];
+	json_t *reply = NULL;
+	u64 bytes;
+	int r;
+
+	if (parse_bytes(args[1], &bytes) < 0 || bytes == 0 || bytes > INT64_MAX) {
+		ctl_error("\"%s\" is not " PARSE_BYTES_ACCEPTS, ctl_safe(name, args[1]));
+		return CTL_USAGE;
+	}
+	r = ctl_call(o,
+		     json_pack("{s:s,s:s,s:I}", "command", "page-out", "vm", args[0], "bytes",
+			       (json_int_t)bytes),
+		     &reply);
+	if (r)
+		return r;
+	if (o->json)
+		return ctl_print_json(reply);
+	printf("%s: %s are to be compressed\n", ctl_safe(name, args[0]),
+	       ctl_bytes(size, bytes_of(reply, "pages") << PAGE_SHIFT));
 	json_decref(reply);
 	return 0;
 }

@@ -18,6 +18,8 @@ static const struct command {
 	{ "share", "VM", "undo unmerge", 1, 1, ctl_share },
 	{ "balloon", "VM SIZE", "let the guest do with SIZE, as far as it can; off: give all back",
 	  2, 2, ctl_balloon },
+	{ "page-out", "VM SIZE", "compress so much of a VM's memory that was not written lately", 2,
+	  2, ctl_page_out },
 	{ "plan", "", "what the policy would do now", 0, 0, ctl_plan },
 	{ "explain", "VM",
 	  "the same of one VM, with what it is based on, and what was decided before", 1, 1,

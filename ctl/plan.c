@@ -138,6 +138,12 @@ int ctl_explain(const struct ctl_options *o, char **args)
 		printf(", may have %s at most", ctl_bytes(a, number(found, "max_bytes")));
 	printf("; shares %lld, priority %lld", (long long)number(found, "shares"),
 	       (long long)number(found, "priority"));
+	if (json_object_get(found, "working_set_bytes"))
+		printf("; uses %s", ctl_bytes(a, number(found, "working_set_bytes")));
+	if (number(found, "paged_bytes"))
+		printf("; %s of it are compressed to %s",
+		       ctl_bytes(a, number(found, "paged_bytes")),
+		       ctl_bytes(b, number(found, "pool_bytes")));
 	if (number(found, "ballooned_bytes"))
 		printf("; %s are in its balloon", ctl_bytes(a, number(found, "ballooned_bytes")));
 	if (json_object_get(found, "guest_spare_bytes"))

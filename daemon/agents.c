@@ -274,6 +274,9 @@ static int handle(struct agent *a, int *passed_fd)
 		return on_done(vm);
 	case WIRE_DISK_READ:
 		return on_disk_read(vm);
+	case WIRE_PAGER:
+		vm->pager = rx.pager;
+		return 0;
 	case WIRE_IMAGE:
 		*passed_fd = -1;
 		return on_image(vm, fd);
@@ -488,6 +491,9 @@ void agents_stop(struct core *c)
 /* --- the engine's side
  * ----------------------------------------------------------------------------------------- */
 
+/* The first that has PAGE_OUT. */
+#define PAGER_VERSION 3
+
 _Static_assert(ENGINE_RUNS_MAX <= WIRE_RUNS_MAX && ENGINE_PAGES_MAX <= WIRE_PAGES_MAX,
 	       "a request fits in a message");
 
@@ -502,9 +508,12 @@ static int send_runs(void *conn, enum wire_type type, u32 seq, const struct ksm_
 		vm->asked_pages += runs[i].nr_pages;
 		tx.runs[i] = (struct wire_run){
 			.hva = runs[i].hva,
-			.store_offset = runs[i].store_offset,
+			.store_offset = runs[i].sample ?: runs[i].store_offset,
 			.nr_pages = runs[i].nr_pages,
-			.kind = runs[i].zero ? WIRE_RUN_ZERO : WIRE_RUN_STORE,
+			.kind = type == WIRE_PAGE_OUT
+					? runs[i].sample ? WIRE_RUN_SAMPLE : WIRE_RUN_OUT
+				: runs[i].zero ? WIRE_RUN_ZERO
+					       : WIRE_RUN_STORE,
 		};
 	}
 	return wire_send(vm->agent->fd, &tx, -1, 0);
@@ -532,6 +541,16 @@ static int send_image_end(void *conn, int status, u64 nr_pages)
 	wire_init(&tx, WIRE_IMAGE_END, 0, sizeof(tx.image_end));
 	tx.image_end = (struct wire_image_end){ .status = status, .nr_pages = nr_pages };
 	return wire_send(vm->agent->fd, &tx, -1, 0);
+}
+
+bool agent_has_pager(const struct vm *vm)
+{
+	return vm->agent && vm->agent->version >= PAGER_VERSION;
+}
+
+static int send_page_out(void *conn, u32 seq, const struct ksm_run *runs, u32 nr)
+{
+	return agent_has_pager(conn) ? send_runs(conn, WIRE_PAGE_OUT, seq, runs, nr) : -ENOTSUP;
 }
 
 static int send_unmerge(void *conn, u32 seq, const struct ksm_range *ranges, u32 nr)
@@ -567,5 +586,6 @@ const struct engine_ops agent_engine_ops = {
 	.map_image = send_map_image,
 	.image_end = send_image_end,
 	.unmerge = send_unmerge,
+	.page_out = send_page_out,
 	.blocked = note_blocked,
 };

@@ -48,7 +48,8 @@ struct config_vm {
 	u64 max_bytes; /* max: of the host's memory; 0: off */
 	u32 shares;    /* shares, priority: tiering/policy.h */
 	u32 priority;
-	bool balloon; /* balloon: the policy may balloon it */
+	bool balloon;  /* balloon: the policy may balloon it */
+	bool page_out; /* page_out: pages of it may be compressed, and sampled */
 };
 
 #define CONFIG_CGROUP_NONE "none"
@@ -91,6 +92,8 @@ struct config {
 	u32 policy_idle_tax_permille;	 /* idle_tax */
 	u32 policy_cow_reserve_permille; /* cow_reserve: of what breaking of sharing would cost */
 	bool policy_below_min;		 /* last_resort = none | below-min */
+	u32 policy_samples;		 /* samples: pages a round and VM; 0: off */
+	u64 policy_sample_interval_us;	 /* sample_interval: between two rounds */
 	char policy_cgroup[108];	 /* cgroup: a folder whose limit counts too; or "none" */
 	/* [vm "GLOB"] */
 	struct config_vm *vms; /* owned */

@@ -159,6 +159,7 @@ static const struct value_type type_resort = {
 static const struct value_type type_bytes_or_off = {
 	.accepts = "a size such as 512MiB or 4G, or off",
 	.number = number_bytes_or_off,
+	.zero_is_off = true,
 	.number_text = bytes_or_off_text,
 };
 static const struct value_type type_cgroup = {
@@ -298,6 +299,11 @@ const struct setting config_settings[] = {
 	  "of what the host would have to find if all sharing broke, kept available: guests of one system do not all diverge at once" },
 	{ SEC_POLICY, "last_resort", &type_resort, IN_CONFIG(policy_below_min), 0, 0, "none",
 	  "whether a VM may go below its min before the kernel kills one is for the administrator to say" },
+	{ SEC_POLICY, "samples", &type_count_or_off, IN_CONFIG(policy_samples), 0, 512, "100",
+	  "pages of a VM that are made to fault once, to learn how much it uses: ESX's number, a standard error of 5% in a round; with mode = act only" },
+	{ SEC_POLICY, "sample_interval", &type_duration, IN_CONFIG(policy_sample_interval_us),
+	  1000000, 3600 * 1000000ULL, "30s",
+	  "what a guest did not touch for so long is idle: ESX's number" },
 	{ SEC_POLICY, "cgroup", &type_cgroup, IN_CONFIG(policy_cgroup), 1, 107, CONFIG_CGROUP_NONE,
 	  "the folder of a memory cgroup (v1 or v2) that all VMs are in, where one limits them: its limit counts when less is left in it than on the host" },
 
@@ -319,6 +325,8 @@ const struct setting config_settings[] = {
 	  "equal: who has less gives all that may be taken before who has more gives anything" },
 	{ SEC_VM, "balloon", &type_bool, IN_VM(balloon), 0, 0, "on",
 	  "whether the policy may balloon it; `ballastctl balloon` may in any case" },
+	{ SEC_VM, "page_out", &type_bool, IN_VM(page_out), 0, 0, "on",
+	  "whether the policy may have pages of it compressed when memory is short (state hard), and samples taken" },
 };
 _Static_assert(ARRAY_SIZE(config_settings) == CONFIG_NR_SETTINGS, "count the rows");
 
@@ -382,8 +390,7 @@ int config_set(const struct setting *s, void *base, const char *text)
 		r = find_word(s->type->words, text, &value);
 	} else {
 		r = s->type->number(text, &value);
-		/* "off" is in no range. */
-		if (r == 0 && !(value == 0 && s->type == &type_bytes_or_off) && s->max &&
+		if (r == 0 && !(value == 0 && s->type->zero_is_off) && s->max &&
 		    (value < s->min || value > s->max))
 			r = -ERANGE;
 	}

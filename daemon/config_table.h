@@ -38,6 +38,7 @@ struct value_type {
 	int (*number)(const char *s, u64 *ret);
 	const char *(*number_text)(char buf[PARSE_TEXT_MAX], u64 value);
 	int (*check)(const char *s);
+	bool zero_is_off; /* so that it is in every range */
 };
 
 struct setting {
@@ -51,7 +52,7 @@ struct setting {
 	const char *reason;
 };
 
-#define CONFIG_NR_SETTINGS 39
+#define CONFIG_NR_SETTINGS 42
 extern const struct setting config_settings[];
 
 /* Parses @text into its member of @base (struct config, or struct config_vm for SEC_VM). 0,

@@ -11,11 +11,13 @@
  *   share          {"ok":true}            undo unmerge
  *   balloon        {"ok":true,"bytes":N}  with "bytes": the guest shall do with so much, as far as
  * it can; without: it gets all back. N: its bounds considered. "error": why that cannot be now
+ *   page-out       {"ok":true,"pages":N}  have "bytes" of a VM's memory compressed that was not
+ *                  written lately; N: pages that are asked of its agent
  *   plan           {"ok":true,"mode":...,"state":...,"vms":[...],"actions":[...]}: what the policy
  *                  would do now, and has decided (plan_report.c)
  *   anything else  {"ok":false,"error":"one clear sentence"}
  *
- * unmerge, share and balloon take "vm" too: a name, a UUID or a PID.
+ * unmerge, share, balloon and page-out take "vm" too: a name, a UUID or a PID.
  *
  * The keys of "host", "vms" and "domains" are the member names of daemon/view.h, plus in each VM
  * "resident_bytes" (PSS, read from the kernel at the time of the request; absent when it cannot be
@@ -50,6 +52,10 @@ struct control_ops {
 	 * reached. *ret_balloon is set but for -ENOENT. */
 	int (*balloon)(void *core, const char *vm, bool on, u64 bytes, u64 *ret_bytes,
 		       struct balloon_view *ret_balloon);
+	/* Has so much private memory of the VM compressed that was not written lately. -ENOENT;
+	 * -ENOTCONN: its agent is not connected; -ENOTSUP: it has no pager. *ret_pages: how many
+	 * pages are asked for. */
+	int (*page_out)(void *core, const char *vm, u64 bytes, u64 *ret_pages);
 	/* What the policy would do now, and has decided. -ENODATA: the host's memory is not known.
 	 * The caller frees both. */
 	int (*plan)(void *core, struct view *ret_view, struct plan *ret);

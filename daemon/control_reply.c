@@ -82,6 +82,10 @@ static const struct field vm_fields[] = {
 	VM(repaired_pages_total),
 	VM(share_on_read_pages_total),
 	VM(image_pages_total),
+	VM(paged_pages),
+	VM(pool_bytes),
+	VM(paged_out_pages_total),
+	VM(paged_in_pages_total),
 };
 
 static const struct field domain_fields[] = {
@@ -340,6 +344,25 @@ static char *do_balloon(const struct control_ops *ops, void *core, const struct 
 	return reply_text(reply);
 }
 
+static char *do_page_out(const struct control_ops *ops, void *core, const struct request *q)
+{
+	json_t *bytes = json_object_get(q->json, "bytes");
+	u64 pages = 0;
+	int r;
+
+	if (!json_is_integer(bytes) || json_integer_value(bytes) <= 0)
+		return control_reply_error("page-out needs \"bytes\", a number above 0");
+	r = ops->page_out(core, q->vm, (u64)json_integer_value(bytes), &pages);
+	if (r == -ENOTSUP)
+		return control_reply_error("the agent of VM \"%.*s\" is older than the daemon: it "
+					   "cannot page out (restart the VM with the present "
+					   "ballast-run)",
+					   (int)strnlen(q->vm, 80), q->vm);
+	if (r < 0)
+		return vm_error("page-out", q->vm, r);
+	return reply_text(json_pack("{s:b,s:o}", "ok", 1, "pages", json_u64(pages)));
+}
+
 static char *do_plan(const struct control_ops *ops, void *core, const struct request *q)
 {
 	struct view v = { 0 };
@@ -362,10 +385,11 @@ static const struct command {
 	bool needs_vm;
 	char *(*run)(const struct control_ops *ops, void *core, const struct request *q);
 } commands[] = {
-	{ "status", false, do_status },	 { "counters", false, do_counters },
-	{ "pause", false, do_pause },	 { "resume", false, do_resume },
-	{ "unmerge", true, do_unmerge }, { "share", true, do_share },
-	{ "balloon", true, do_balloon }, { "plan", false, do_plan },
+	{ "status", false, do_status },	   { "counters", false, do_counters },
+	{ "pause", false, do_pause },	   { "resume", false, do_resume },
+	{ "unmerge", true, do_unmerge },   { "share", true, do_share },
+	{ "balloon", true, do_balloon },   { "plan", false, do_plan },
+	{ "page-out", true, do_page_out },
 };
 
 char *control_reply(const struct control_ops *ops, void *core, const char *request, size_t len,
@@ -397,7 +421,7 @@ char *control_reply(const struct control_ops *ops, void *core, const char *reque
 	if (!cmd) {
 		line = control_reply_error(
 			"unknown command \"%.60s\" (known: status, "
-			"counters, pause, resume, unmerge, share, balloon, plan)",
+			"counters, pause, resume, unmerge, share, balloon, page-out, plan)",
 			name);
 		goto out;
 	}

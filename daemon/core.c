@@ -127,6 +127,7 @@ static void apply_vm_config(struct vm *vm)
 	vm->shares = cv->shares;
 	vm->priority = cv->priority;
 	vm->may_balloon = cv->balloon;
+	vm->may_page_out = cv->page_out;
 	engine_vm_set_mode(vm->ksm, mode_of(cv->share));
 	/* Pages that are merged stay in the store that they are in: a domain is for a VM's life. */
 	if (strcmp(vm->domain, cv->domain) != 0)
@@ -304,6 +305,21 @@ static int op_balloon(void *core, const char *id, bool on, u64 bytes, u64 *ret_b
 	return r;
 }
 
+static int op_page_out(void *core, const char *id, u64 bytes, u64 *ret_pages)
+{
+	struct vm *vm = find_vm(core, id);
+
+	if (!vm)
+		return -ENOENT;
+	if (!vm->agent)
+		return -ENOTCONN;
+	if (!agent_has_pager(vm))
+		return -ENOTSUP;
+	*ret_pages = engine_page_out(vm->ksm, bytes >> PAGE_SHIFT);
+	core_kick(core);
+	return 0;
+}
+
 static int op_plan(void *core, struct view *ret_view, struct plan *ret)
 {
 	return governor_plan(core, ret_view, ret);
@@ -315,6 +331,7 @@ static const struct control_ops control_ops = {
 	.unmerge = op_unmerge,
 	.share = op_share,
 	.balloon = op_balloon,
+	.page_out = op_page_out,
 	.plan = op_plan,
 };
 

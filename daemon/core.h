@@ -25,6 +25,7 @@
 #include "daemon/pacing.h"
 #include "daemon/pressure.h"
 #include "daemon/view.h"
+#include "daemon/working_set.h"
 #include "hypervisor-hooks/wire.h"
 #include "ksmd/engine.h"
 #include "metrics/http.h"
@@ -58,9 +59,12 @@ struct vm {
 	/* Of its [vm] section, for the policy. */
 	u64 max_bytes;
 	u32 shares, priority;
-	bool may_balloon;
+	bool may_balloon, may_page_out;
 	u64 resident_bytes, entitled_bytes; /* as the policy saw it last */
 	struct decisions decisions;
+	struct wire_pager pager; /* as its agent said last: of this connection */
+	struct working_set working_set;
+	u64 sample_round_seen; /* that is in working_set */
 };
 
 /* What is known of the host; host.c alone changes it. */
@@ -131,6 +135,7 @@ int agents_start(struct core *c);
 void agents_stop(struct core *c);
 void agents_forget_vm(struct vm *vm); /* the VM goes; its connection, if any, is closed */
 extern const struct engine_ops agent_engine_ops;
+bool agent_has_pager(const struct vm *vm);
 
 /* recovery.c */
 int recovery_start(struct core *c);

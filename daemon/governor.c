@@ -19,7 +19,8 @@ struct governor {
 	struct core *core;
 	struct policy state;
 	enum policy_mode mode; /* as it is carried out */
-	u64 last_us;
+	u64 last_us, sampled_us;
+	u64 seed; /* which pages are samples; no secret */
 	bool hurries;
 	bool cgroup_failed; /* said once */
 	struct policy_view view;
@@ -115,25 +116,71 @@ static s64 balloon_step(s64 change)
 	return change <= -(s64)BALLOON_STEP_BYTES / 4 ? -(s64)BALLOON_STEP_BYTES : 0;
 }
 
+/* How many pages have to go so that @bytes are free: their compressed copies stay. */
+static u64 pages_to_free(const struct vm *vm, u64 bytes)
+{
+	u64 out = vm->pager.pages << PAGE_SHIFT, left;
+
+	/* Until it is known: LZ4 halves what guests hold, about. */
+	left = out >= MIB(1) && vm->pager.pool_bytes < out
+		       ? 1000 - vm->pager.pool_bytes * 1000 / out
+		       : 500;
+	return (u64)((__uint128_t)bytes * 1000 / MAX(left, 250u)) >> PAGE_SHIFT;
+}
+
+/* The round of samples has ended for all VMs: a new one begins. */
+static void sample(struct governor *g)
+{
+	struct core *c = g->core;
+
+	if (!c->config.policy_samples ||
+	    g->last_us - g->sampled_us < c->config.policy_sample_interval_us)
+		return;
+	for (struct vm *vm = c->vms; vm; vm = vm->next) {
+		/* A round that the guest had time for; the agent's figures are half a second old at
+		 * most. */
+		if (g->sampled_us && vm->pager.sample_round != vm->sample_round_seen)
+			working_set_add(&vm->working_set, vm->pager.sampled,
+					vm->pager.sample_faults);
+		vm->sample_round_seen = vm->pager.sample_round;
+		if (vm->may_page_out && agent_has_pager(vm))
+			engine_sample(vm->ksm, c->config.policy_samples, &g->seed);
+	}
+	g->sampled_us = g->last_us;
+	core_kick(c);
+}
+
 static void carry_out(struct governor *g, const struct plan *p)
 {
 	struct core *c = g->core;
+	u64 *out = calloc(c->nr_vms + 1, sizeof(out[0]));
 	s64 *change = calloc(c->nr_vms + 1, sizeof(change[0])); /* by balloon; > 0: to the guest */
 	bool hurries = false;
 	u32 i = 0;
 
-	if (!change)
+	if (!change || !out) {
+		free(change);
+		free(out);
 		return; /* the next step asks for the same */
+	}
 	for (u32 k = 0; k < p->policy.nr_actions; k++) {
 		const struct policy_action *a = &p->policy.actions[k];
 
 		if (a->mechanism == POLICY_BALLOON)
 			change[a->vm] += a->take ? -(s64)a->bytes : (s64)a->bytes;
+		else if (a->take && a->mechanism == POLICY_COMPRESS)
+			out[a->vm] += a->bytes;
 		hurries |= a->take && a->mechanism == POLICY_SHARE;
 	}
-	for (struct vm *vm = c->vms; vm; vm = vm->next)
-		balloon_policy(vm, balloon_step(change[i++]));
+	for (struct vm *vm = c->vms; vm; vm = vm->next, i++) {
+		balloon_policy(vm, balloon_step(change[i]));
+		if (out[i])
+			engine_page_out(vm->ksm, pages_to_free(vm, out[i]));
+	}
+	sample(g);
 	free(change);
+	free(out);
+	core_kick(c);
 	balloons_save(c);
 	if (hurries != g->hurries) {
 		g->hurries = hurries;

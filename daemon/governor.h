@@ -8,6 +8,10 @@
  *   balloon   becomes the wish that the VM's balloon controller carries out (balloons.h). It knows
  *             the guest: its floor, its pressure, what it can spare (invariant 10)
  *
+ *   compression  pages leave the guest (engine_page_out()), as many as free so much
+ *
+ * While it acts, samples of each VM tell how much of its memory it uses (working_set.h).
+ *
  * An administrator's wish (`ballastctl balloon`) is never overruled. When acting ends (a reload, an
  * orderly stop), all that was taken is given back.
  */

@@ -72,13 +72,15 @@ static void fill(struct policy_vm *p, const struct vm_view *vm)
 								 ? b->actual_bytes - b->floor_bytes
 								 : 0),
 		.pressure = strcmp(b->reason, "pressure") == 0,
-		.working_set_bytes = UINT64_MAX,
+		.working_set_bytes = vm->working_set_bytes,
 	};
 	/* What the administrator took is not the policy's to give back. */
 	if (b->has_actual && b->ram_bytes > b->actual_bytes && (!b->has_wish || b->policy_wish))
 		p->taken_bytes[POLICY_BALLOON] = b->ram_bytes - b->actual_bytes;
 	if (strcmp(vm->share, "on") == 0 && !vm->unmerged && vm->connected)
 		p->allowed |= 1u << POLICY_SHARE;
+	if (vm->may_page_out && vm->has_pager)
+		p->allowed |= 1u << POLICY_COMPRESS;
 	if (vm->may_balloon && balloon_follows(b))
 		p->allowed |= 1u << POLICY_BALLOON;
 }
@@ -111,6 +113,8 @@ int plan_view(const struct view *v, const struct policy_config *cfg, struct poli
 							 : v->host.available_bytes,
 		.psi_some_permille = v->host.pressure_some_permille,
 		.cow_debt_bytes = (u64)MAX(t.cow_debt, 0),
+		/* The VMMs' own memory: what it takes there is less than what it frees. */
+		.compress_free_bytes = v->host.memory_bytes,
 	};
 	policy_step(state, cfg, &in, &p.policy);
 	*ret = p;

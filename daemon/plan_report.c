@@ -89,9 +89,13 @@ static json_t *vm_json(const struct view *v, const struct plan *p, u32 i, u64 no
 	r |= json_put(j, "entitled_bytes", json_u64(p->policy.entitled[i]));
 	r |= json_put(j, "ballooned_bytes", json_u64(pv->taken_bytes[POLICY_BALLOON]));
 	r |= json_put(j, "share_yield_bytes", json_u64(pv->share_yield_bytes));
+	if (pv->working_set_bytes != UINT64_MAX)
+		r |= json_put(j, "working_set_bytes", json_u64(pv->working_set_bytes));
+	r |= json_put(j, "paged_bytes", json_u64(vm->paged_pages << PAGE_SHIFT));
+	r |= json_put(j, "pool_bytes", json_u64(vm->pool_bytes));
 	r |= json_put(j, "pressure", json_boolean(pv->pressure));
 	if (why)
-		r |= json_put(j, "held", json_string(why));
+		r |= json_put(j, "held", json_text(why, strlen(why) + 1));
 	if (pv->has_stats) {
 		r |= json_put(j, "guest_spare_bytes", json_u64(pv->guest_spare_bytes));
 		r |= json_put(j, "stats_age_us", json_u64(pv->stats_age_us));
@@ -135,7 +139,7 @@ json_t *plan_report_json(const struct view *v, const struct plan *p, u64 now)
 	for (u32 i = 0; i < p->policy.nr_actions; i++)
 		r |= json_array_append_new(actions, action_json(v, &p->policy.actions[i]));
 	r |= json_put(j, "ok", json_true());
-	r |= json_put(j, "mode", json_string(divided->mode));
+	r |= json_put(j, "mode", JSON_TEXT(divided->mode));
 	r |= json_put(j, "state", json_string(policy_state_name(p->policy.state)));
 	r |= json_put(j, "memory_bytes", json_u64(divided->memory_bytes));
 	r |= json_put(j, "available_bytes", json_u64(divided->available_bytes));
@@ -175,6 +179,24 @@ static void write_states(struct mx_writer *w, const struct policy_view *p)
 	}
 }
 
+/* Of those that are known. */
+static void write_working_sets(struct mx_writer *w, const struct view *v,
+			       char (*labels)[EXPORTER_LABEL_MAX])
+{
+	bool any = false;
+
+	for (u32 i = 0; i < v->nr_vms; i++) {
+		if (v->vms[i].working_set_bytes == UINT64_MAX)
+			continue;
+		if (!any)
+			mx_family(w, "ballast_vm_working_set_bytes", MX_GAUGE,
+				  "Memory that the VM uses, by samples of it.");
+		any = true;
+		mx_sample_u64(w, &(struct mx_label){ "vm", labels[i] }, 1,
+			      v->vms[i].working_set_bytes);
+	}
+}
+
 void plan_report_metrics(struct mx_writer *w, const struct view *v,
 			 char (*labels)[EXPORTER_LABEL_MAX])
 {
@@ -210,6 +232,7 @@ void plan_report_metrics(struct mx_writer *w, const struct view *v,
 	for (u32 i = 0; i < v->nr_vms; i++)
 		mx_sample_u64(w, &(struct mx_label){ "vm", labels[i] }, 1,
 			      v->vms[i].resident_bytes);
+	write_working_sets(w, v, labels);
 	mx_family(w, "ballast_vm_entitled_bytes", MX_GAUGE,
 		  "What the VM is entitled to by its shares, as memory is now.");
 	for (u32 i = 0; i < v->nr_vms; i++)

@@ -55,15 +55,19 @@ struct vm_view {
 	/* What the policy goes by; min is the balloon's floor. */
 	u64 max_bytes; /* 0: none */
 	u32 shares, priority;
-	bool may_balloon;
-	u64 resident_bytes; /* of the host, its part of the store counted; as last looked at */
-	u64 entitled_bytes; /* by the last decision; 0: none yet */
+	bool may_balloon, may_page_out;
+	u64 working_set_bytes; /* UINT64_MAX: not known */
+	u64 resident_bytes;    /* of the host, its part of the store counted; as last looked at */
+	u64 entitled_bytes;    /* by the last decision; 0: none yet */
 	/* Counters since the VM attached (or the daemon started). */
 	u64 scanned_pages_total, hashed_pages_total, merged_pages_total, zeroed_pages_total,
 		broken_pages_total, discarded_pages_total, unmerged_pages_total, failed_pages_total,
 		pinned_pages_total, passes_total, agent_cpu_us_total, guest_faults_total,
 		huge_splits_total, repaired_pages_total, share_on_read_pages_total,
-		image_pages_total;
+		image_pages_total, paged_out_pages_total, paged_in_pages_total;
+	/* Of its agent's pager: pages that are out now, and the memory that they take. */
+	u64 paged_pages, pool_bytes;
+	bool has_pager;
 	/* Huge pages (2 MiB) left whole, and what splitting them would save, as far as is known. */
 	u64 huge_pages, huge_saving_pages;
 	struct balloon_view balloon;

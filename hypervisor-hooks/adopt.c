@@ -72,14 +72,23 @@ int region_adopt(struct bh_agent *a, struct bh_region *r, u64 page, u64 nr)
 	return 0;
 }
 
+/* What a chunk is registered for when nothing is about to be moved out of it: where pages are out
+ * already (pager.c), their holes must trap on. */
+static u64 resting_mode(const struct bh_region *r, u64 chunk)
+{
+	return r->out_nr[chunk] ? MODE_ADOPTED : MODE_TRACKED;
+}
+
 /* On failure the memory is merely not watched: its pages stay private (invariant 7) until the link
  * thread has tried again. */
 static void chunk_watch(struct bh_agent *a, struct bh_region *r, u64 chunk)
 {
-	bool watched = register_anon(a, r, chunk_first(chunk), chunk_end(r, chunk), MODE_TRACKED) ==
-		       0;
+	u64 mode = resting_mode(r, chunk);
+	bool watched = register_anon(a, r, chunk_first(chunk), chunk_end(r, chunk), mode) == 0;
 
-	r->chunk_state[chunk] = watched ? CHUNK_TRACKED : CHUNK_UNWATCHED;
+	r->chunk_state[chunk] = !watched	       ? CHUNK_UNWATCHED
+				: mode == MODE_ADOPTED ? CHUNK_ADOPTED
+						       : CHUNK_TRACKED;
 	if (!watched)
 		a->unwatched = true;
 }
@@ -88,7 +97,7 @@ void chunk_release(struct bh_agent *a, struct bh_region *r, u64 chunk)
 {
 	u64 end = chunk_end(r, chunk);
 
-	if (r->chunk_state[chunk] != CHUNK_ADOPTED)
+	if (r->chunk_state[chunk] != CHUNK_ADOPTED || r->out_nr[chunk])
 		return;
 	/*
 	 * The kernel has no way to take MISSING off a registration but to drop it all. That wakes
@@ -183,7 +192,7 @@ int region_replace_anon(struct bh_agent *a, struct bh_region *r, u64 page, u64 n
 	page_set_mapped(r, page, nr, false);
 	for (u64 p = page, end = page + nr, n; p < end; p += n) {
 		u64 c = p / CHUNK_PAGES;
-		u64 mode = r->chunk_state[c] == CHUNK_ADOPTED ? MODE_ADOPTED : MODE_TRACKED;
+		u64 mode = r->chunk_state[c] == CHUNK_ADOPTED ? MODE_ADOPTED : resting_mode(r, c);
 
 		n = MIN(end, (c + 1) * CHUNK_PAGES) - p;
 		if (uffd_register(a->uffd, page_hva(r, p), n << PAGE_SHIFT, mode) < 0) {

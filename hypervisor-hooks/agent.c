@@ -172,9 +172,10 @@ int bh_new(const struct bh_config *cfg, struct bh_agent **ret)
 	a->rx = malloc(sizeof(*a->rx));
 	a->tx = malloc(sizeof(*a->tx));
 	a->reference = aligned_alloc(PAGE_BYTES, BH_STEP_PAGES * PAGE_BYTES);
+	a->fill = aligned_alloc(PAGE_BYTES, PAGE_BYTES);
 	a->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	r = -ENOMEM;
-	if (!a->rx || !a->tx || !a->reference || a->wake_fd < 0)
+	if (!a->rx || !a->tx || !a->reference || !a->fill || a->wake_fd < 0)
 		goto fail;
 	r = a->uffd = uffd_open(FEATURES_ASYNC);
 	if (r < 0)
@@ -214,6 +215,8 @@ void bh_free(struct bh_agent *a)
 		pthread_join(a->link_thread, NULL);
 		pthread_join(a->fault_thread, NULL);
 	}
+	for (u32 i = 0; i < a->nr_regions; i++)
+		pager_restore(a, a->regions[i]);
 	/* Closing the contexts unregisters all: from here on the guest's memory is ordinary.
 	 * Mappings of the store stay, and stay right, since the store's pages live as long as they
 	 * are mapped. */
@@ -233,6 +236,8 @@ void bh_free(struct bh_agent *a)
 		syscall(SYS_munmap, a->staging, BH_STEP_PAGES * PAGE_BYTES);
 	for (u32 i = 0; i < a->nr_regions; i++)
 		bh_region_free(a->regions[i]);
+	pager_free(a);
+	free(a->fill);
 	free(a->reference);
 	free(a->rx);
 	free(a->tx);
@@ -268,11 +273,18 @@ void bh_stats(struct bh_agent *a, struct bh_stats *ret)
 		.failed_pages = a->failed_pages,
 		.wait_faults = a->wait_faults,
 		.fill_faults = a->fill_faults,
+		.paged_pages = a->pager.pages,
+		.pool_bytes = pager_pool_bytes(a),
+		.paged_out_pages = a->pager.out_total,
+		.paged_in_pages = a->pager.in_total,
+		.paged_zero_pages = a->pager.zero_total,
+		.paged_refused_pages = a->pager.refused_total,
 		.cpu_us = agent_cpu_us(a),
 		.connected = a->connected,
 	};
 	for (u32 i = 0; i < BH_LATENCY_BUCKETS; i++) {
 		ret->wait_latency[i] = a->wait_latency[i];
 		ret->fill_latency[i] = a->fill_latency[i];
+		ret->in_latency[i] = a->in_latency[i];
 	}
 }

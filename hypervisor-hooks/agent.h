@@ -10,6 +10,7 @@
  *   fault.c    the thread "ballast-fault": first touches of adopted memory
  *   pins.c     pages under DMA, where the VMM says which
  *   dma.c      may a device write guest memory behind the page tables? where it does not
+ *   pager.c    pages that wait, compressed, outside of the guest (pool.c)
  *   image.c    memory that begins as a snapshot's
  *   reads.c    what came from which disk block: hints for the daemon
  *
@@ -48,6 +49,10 @@
 #define BH_STEP_PAGES	 64
 #define BH_STEP_RUNS	 16
 #define BH_DISCARD_QUEUE WIRE_RUNS_MAX
+/* Of pages that are taken out, which takes 3 us a page for compressing it. */
+#define PAGER_STEP_PAGES 16
+/* Of one round; more are pages like others. */
+#define PAGER_SAMPLES_MAX 512
 /* A page's pins; at this many it is pinned for good. */
 #define BH_PINS_MAX UINT16_MAX
 
@@ -64,8 +69,10 @@ struct bh_region {
 		       */
 	u64 *mapped;  /* 1 bit a page: in a mapping of the store, not registered with @uffd */
 	u16 *pins;    /* for each page: by how many bh_pin(); NULL unless cfg.pins_exactly */
-	u8 *chunk_state;		 /* enum bh_chunk_state, for each 2 MiB of the region */
-	u8 *chunk_faults;		 /* first touches filled since the chunk was adopted */
+	u8 *chunk_state;  /* enum bh_chunk_state, for each 2 MiB of the region */
+	u8 *chunk_faults; /* first touches filled since the chunk was adopted */
+	u32 **out; /* for each chunk: NULL, or for each page what holds it (pager.c); 0: nothing */
+	u16 *out_nr;			 /* pages of the chunk that are out */
 	bool announced;			 /* the daemon knows it */
 	bool dont_fork, dont_dump, huge; /* madvise attributes, repeated on the mappings we make */
 };
@@ -98,6 +105,16 @@ struct bh_image {
 	s32 status;
 };
 
+/* What the pager did (pager.c). Changed with bh_agent.lock held. */
+struct bh_pager {
+	_Atomic u64 pages; /* out now */
+	_Atomic u64 out_total, in_total, zero_total, refused_total;
+	/* The round of samples of the working set: where those are that are out. */
+	_Atomic u64 round, sampled, sample_faults;
+	u64 sample_at[PAGER_SAMPLES_MAX];
+	u32 nr_sample_at;
+};
+
 struct bh_agent {
 	struct bh_config cfg;
 	char socket_path[108], name[WIRE_NAME_MAX], uuid[WIRE_UUID_MAX];
@@ -123,6 +140,10 @@ struct bh_agent {
 		resync; /* too much to tell: reconnect, and the daemon reads our mappings anew */
 	struct bh_reads reads;
 	struct bh_image image;
+	struct pool *pool; /* NULL: no page was ever taken out */
+	void *lz4_state;
+	u8 *fill; /* a page, to bring back */
+	struct bh_pager pager;
 
 	/* Owned by the link thread. */
 	int store_fd;
@@ -131,14 +152,17 @@ struct bh_agent {
 			verified */
 	bool staging_full; /* pages of an earlier batch are in it still */
 	u8 *reference;	   /* BH_STEP_PAGES pages: the store's content, to compare with */
-	int mounts_fd;	   /* /proc/self/mountinfo, which tells of changes by poll(2) */
+	struct wire_pager pager_told; /* last, on this connection */
+	u64 pager_told_us;
+	int mounts_fd; /* /proc/self/mountinfo, which tells of changes by poll(2) */
 	bool mounts_read, network_fs;
 	struct wire_message *rx, *tx;
 	s32 status[WIRE_PAGES_MAX];
 
 	_Atomic u64 merged_pages, zeroed_pages, unmerged_pages, moved_back_pages, pinned_pages,
 		failed_pages, wait_faults, fill_faults, image_pages;
-	_Atomic u64 wait_latency[BH_LATENCY_BUCKETS], fill_latency[BH_LATENCY_BUCKETS];
+	_Atomic u64 wait_latency[BH_LATENCY_BUCKETS], fill_latency[BH_LATENCY_BUCKETS],
+		in_latency[BH_LATENCY_BUCKETS];
 	atomic_bool connected;
 	atomic_uint version; /* of the protocol, on this connection */
 };
@@ -271,6 +295,20 @@ bool region_unmap(struct bh_agent *a, u64 hva, u64 bytes);
 /* merge.c: on the link thread, without @lock; one status a page, in the order of the runs */
 void merge_runs(struct bh_agent *a, const struct wire_run *runs, u32 nr_runs, s32 *status);
 void unmerge_range(struct bh_agent *a, u64 hva, u64 nr, s32 *status);
+
+/* pager.c; all but pager_prepare() and pager_free() with @lock held */
+/* Room to note what becomes of at most PAGER_STEP_PAGES pages. */
+int pager_prepare(struct bh_agent *a, u64 hva, u32 nr);
+/* Keeps the content of a page that is out of the guest. @round: of samples; 0: of none. -EFBIG: it
+ * is not worth it, -ENOSPC, -EAGAIN: it belongs back. */
+int pager_put(struct bh_agent *a, struct bh_region *r, u64 page, const void *content, u64 round);
+bool pager_holds(const struct bh_region *r, u64 page);
+/* Brings a page back. -ENOENT: it is not out. */
+int pager_fill(struct bh_agent *a, struct bh_region *r, u64 page);
+void pager_drop(struct bh_agent *a, struct bh_region *r, u64 page, u64 nr); /* it is lost */
+void pager_restore(struct bh_agent *a, struct bh_region *r);		    /* all of the region */
+u64 pager_pool_bytes(const struct bh_agent *a);
+void pager_free(struct bh_agent *a);
 
 /* link.c */
 int link_connect(struct bh_agent *a); /* connects and shakes hands, waiting at most a second */

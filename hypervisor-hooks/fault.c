@@ -2,8 +2,9 @@
 /*
  * The thread "ballast-fault": answers accesses to holes in adopted chunks.
  *
- * A hole is there because the guest never touched the page, or because it was discarded: it reads
- * as zeros. It is never a page on its way to the store, since that one is in its place again before
+ * A hole is there because the pager has the page (pager.c), or because the guest never touched it,
+ * or because it was discarded: then it reads as zeros. It is never a page on its way to the store,
+ * since that one is in its place again before
  * @lock is released (agent.h, ii). Nothing here asks the daemon (invariant 6).
  */
 #include <errno.h>
@@ -27,27 +28,26 @@ static u32 latency_bucket(u64 ns)
 }
 
 /* The guest runs on already. */
-static void tell(struct bh_agent *a, u64 hva, bool filled, u64 read_ns)
+static void tell(struct bh_agent *a, u64 hva, enum bh_fault_kind kind, u64 read_ns)
 {
-	const struct bh_fault f = {
-		.hva = hva,
-		.kind = filled ? BH_FAULT_FILL : BH_FAULT_WAIT,
-		.latency_ns = now_ns() - read_ns,
+	const struct bh_fault f = { .hva = hva, .kind = kind, .latency_ns = now_ns() - read_ns };
+	_Atomic u64 *latency[] = {
+		[BH_FAULT_FILL] = a->fill_latency,
+		[BH_FAULT_WAIT] = a->wait_latency,
+		[BH_FAULT_IN] = a->in_latency,
 	};
 
-	(filled ? a->fill_latency : a->wait_latency)[latency_bucket(f.latency_ns)]++;
+	latency[kind][latency_bucket(f.latency_ns)]++;
 	if (a->cfg.fault)
 		a->cfg.fault(a->cfg.fault_arg, &f);
 }
 
-static void answer(struct bh_agent *a, u64 addr, bool write, u64 read_ns)
+/* A hole that nobody has the content of. */
+static enum bh_fault_kind fill_zero(struct bh_agent *a, struct bh_region *r, u64 hva, bool write)
 {
-	u64 hva = ROUND_DOWN(addr, PAGE_BYTES), done;
-	struct bh_region *r;
+	u64 done;
 	int err;
 
-	lock_urgent(a);
-	r = region_find(a, hva, PAGE_BYTES);
 	/* A write gets its page at once; a read gets the shared zero page. Fails with EEXIST or
 	 * ENOENT when the page is there by now: the event was of an access that waited for a move.
 	 */
@@ -56,20 +56,35 @@ static void answer(struct bh_agent *a, u64 addr, bool write, u64 read_ns)
 	/* A hole that carries a write-protection marker takes no zero page, but a copy. */
 	if (!write && err == -EEXIST)
 		err = uffd_copy(a->uffd, hva, zeros, PAGE_BYTES);
-	if (err == 0) {
-		a->fill_faults++;
-		if (r) {
-			u64 c = (hva - r->hva) >> CHUNK_SHIFT;
-
-			if (++r->chunk_faults[c] >= FAULTS_BEFORE_RELEASE)
-				chunk_release(a, r, c);
-		}
-	} else {
+	if (err < 0) {
 		a->wait_faults++;
+		return BH_FAULT_WAIT;
 	}
+	a->fill_faults++;
+	if (r) {
+		u64 c = (hva - r->hva) >> CHUNK_SHIFT;
+
+		if (r->chunk_faults[c] < FAULTS_BEFORE_RELEASE)
+			r->chunk_faults[c]++;
+		if (r->chunk_faults[c] == FAULTS_BEFORE_RELEASE)
+			chunk_release(a, r, c);
+	}
+	return BH_FAULT_FILL;
+}
+
+static void answer(struct bh_agent *a, u64 addr, bool write, u64 read_ns)
+{
+	u64 hva = ROUND_DOWN(addr, PAGE_BYTES);
+	enum bh_fault_kind kind = BH_FAULT_IN;
+	struct bh_region *r;
+
+	lock_urgent(a);
+	r = region_find(a, hva, PAGE_BYTES);
+	if (!r || pager_fill(a, r, (hva - r->hva) >> PAGE_SHIFT) < 0)
+		kind = fill_zero(a, r, hva, write);
 	pthread_mutex_unlock(&a->lock);
 	uffd_wake(a->uffd, hva, PAGE_BYTES);
-	tell(a, hva, err == 0, read_ns);
+	tell(a, hva, kind, read_ns);
 }
 
 void *fault_main(void *agent)

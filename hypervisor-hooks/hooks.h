@@ -54,6 +54,7 @@ struct bh_agent;
 enum bh_fault_kind {
 	BH_FAULT_FILL, /* first touch of adopted memory: the agent gave it a page of zeros */
 	BH_FAULT_WAIT, /* an access that waited for a page that was being moved */
+	BH_FAULT_IN,   /* an access to a page that was out: it was decompressed */
 };
 
 /* A guest access that the agent let go on. */
@@ -205,7 +206,13 @@ struct bh_stats {
 	uint64_t fill_faults;	   /* first touches of adopted memory, filled by the agent */
 	/* How long they took (struct bh_fault): bucket i counts those of less than 2^i us that are
 	 * in none before it; the last one has all the rest. */
-	uint64_t wait_latency[BH_LATENCY_BUCKETS], fill_latency[BH_LATENCY_BUCKETS];
+	uint64_t wait_latency[BH_LATENCY_BUCKETS], fill_latency[BH_LATENCY_BUCKETS],
+		in_latency[BH_LATENCY_BUCKETS];
+	/* The pager: pages that are out of the guest now, compressed, and the memory that takes;
+	 * since bh_new(): pages taken out, brought back, dropped as zeros, not worth compressing.
+	 */
+	uint64_t paged_pages, pool_bytes, paged_out_pages, paged_in_pages, paged_zero_pages,
+		paged_refused_pages;
 	uint64_t disk_reads_noted, disk_reads_dropped; /* pages: told to the daemon; not told */
 	uint64_t image_pages;			       /* mapped by bh_region_from_image() */
 	uint64_t cpu_us;			       /* CPU time of the two threads */

@@ -45,7 +45,7 @@ static bool is_empty(int pagemap_fd, u64 hva, u64 bytes)
 static bool is_free(const struct bh_region *r, u64 page, u64 nr)
 {
 	for (u64 p = page; p < page + nr; p++)
-		if (page_kind(r, p) != PAGE_ANONYMOUS || page_pinned(r, p))
+		if (page_kind(r, p) != PAGE_ANONYMOUS || page_pinned(r, p) || pager_holds(r, p))
 			return false;
 	return true;
 }

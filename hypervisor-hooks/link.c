@@ -15,13 +15,17 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
+#include "common/clock.h"
 #include "hypervisor-hooks/agent.h"
 
 #define HANDSHAKE_MS                                                                          \
 	1000 /* a VM's start may wait this long, once, for a daemon that accepts but does not \
 		answer */
 #define RETRY_MS 1000
-#define SEND_MS	 5000
+/* Which protocol has PAGER; how often it is sent at most. */
+#define PAGER_VERSION 3
+#define PAGER_TELL_US 500000
+#define SEND_MS	      5000
 
 static int open_socket(const char *path)
 {
@@ -132,6 +136,7 @@ int link_connect(struct bh_agent *a)
 	a->resync = false;
 	pthread_mutex_unlock(&a->lock);
 	reads_forget(a);
+	a->pager_told = (struct wire_pager){ 0 };
 	a->version = a->rx->welcome.version;
 	a->sock = sock;
 	a->connected = true;
@@ -198,6 +203,30 @@ static int tell_discards(struct bh_agent *a)
 	return wire_send(a->sock, a->tx, -1, SEND_MS);
 }
 
+/* What the pager did, if that is news and was not told a moment ago. */
+static int tell_pager(struct bh_agent *a, bool at_once)
+{
+	const struct wire_pager now = {
+		.pages = a->pager.pages,
+		.pool_bytes = pager_pool_bytes(a),
+		.out_total = a->pager.out_total,
+		.in_total = a->pager.in_total,
+		.zero_total = a->pager.zero_total,
+		.sample_round = a->pager.round,
+		.sampled = a->pager.sampled,
+		.sample_faults = a->pager.sample_faults,
+	};
+
+	if (a->version < PAGER_VERSION || memcmp(&now, &a->pager_told, sizeof(now)) == 0 ||
+	    (!at_once && now_us() - a->pager_told_us < PAGER_TELL_US))
+		return 0;
+	a->pager_told = now;
+	a->pager_told_us = now_us();
+	wire_init(a->tx, WIRE_PAGER, 0, sizeof(a->tx->pager));
+	a->tx->pager = now;
+	return wire_send(a->sock, a->tx, -1, SEND_MS);
+}
+
 /* All that the daemon has to know, in the order in which it must know it. */
 static int tell_news(struct bh_agent *a)
 {
@@ -219,6 +248,8 @@ static int tell_news(struct bh_agent *a)
 		r = reads_tell(a);
 	if (r == 0)
 		r = image_tell(a);
+	if (r == 0)
+		r = tell_pager(a, false);
 	return r;
 }
 
@@ -251,15 +282,31 @@ static int send_done(struct bh_agent *a, u32 seq, u32 nr_segments)
 	return wire_send(a->sock, a->tx, -1, SEND_MS);
 }
 
-/* MERGE and IMAGE_RUNS. */
+/* While pages are out, what comes back is told soon. < 0: nothing to wake up for. */
+static int wait_ms(const struct bh_agent *a, int reads_ms)
+{
+	int pager_ms = a->version >= PAGER_VERSION && a->pager.pages ? PAGER_TELL_US / 1000 : -1;
+
+	if (reads_ms < 0 || pager_ms < 0)
+		return MAX(reads_ms, pager_ms);
+	return MIN(reads_ms, pager_ms);
+}
+
+/* MERGE, IMAGE_RUNS and PAGE_OUT. */
 static int do_runs(struct bh_agent *a)
 {
 	u32 nr_segments = 0, pages = 0;
+	int r = 0;
 
-	if (a->rx->h.type == WIRE_MERGE)
-		merge_runs(a, a->rx->runs, wire_count(a->rx), a->status);
-	else
+	if (a->rx->h.type == WIRE_IMAGE_RUNS)
 		image_map(a, a->rx->runs, wire_count(a->rx), a->status);
+	else
+		merge_runs(a, a->rx->runs, wire_count(a->rx), a->status);
+	/* Before @tx is filled with the answer. */
+	if (a->rx->h.type == WIRE_PAGE_OUT)
+		r = tell_pager(a, true);
+	if (r < 0)
+		return r;
 	for (u32 i = 0; i < wire_count(a->rx) && !a->stop; i++) {
 		const struct wire_run *run = &a->rx->runs[i];
 
@@ -296,6 +343,7 @@ static int serve(struct bh_agent *a)
 	switch (a->rx->h.type) {
 	case WIRE_MERGE:
 	case WIRE_IMAGE_RUNS:
+	case WIRE_PAGE_OUT:
 		return do_runs(a);
 	case WIRE_IMAGE_END:
 		image_end(a, a->rx->image_end.status, false);
@@ -336,7 +384,7 @@ void *link_main(void *agent)
 			p[1].fd = a->sock;
 		}
 		r = tell_news(a);
-		if (r == 0 && poll(p, 2, reads_wait_ms(a)) > 0) {
+		if (r == 0 && poll(p, 2, wait_ms(a, reads_wait_ms(a))) > 0) {
 			if (p[0].revents)
 				drain(a->wake_fd);
 			if (p[1].revents)

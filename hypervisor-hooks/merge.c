@@ -51,7 +51,7 @@ struct step {
 	u32 nr;
 	u32 slot; /* its first page in the staging area and in @reference */
 	enum wire_run_kind kind;
-	u64 store_offset;
+	u64 store_offset; /* of WIRE_RUN_SAMPLE: the round */
 	s32 *status;
 	u32 taken; /* pages that are out of the guest: the first ones */
 };
@@ -218,6 +218,27 @@ static void take_out(struct step *s)
 	}
 }
 
+static bool goes_out(const struct step *s)
+{
+	return s->kind == WIRE_RUN_OUT || s->kind == WIRE_RUN_SAMPLE;
+}
+
+/* Pages [i, i + nr) are in staging, and the pager shall keep them. What it does not take goes back.
+ */
+static void settle_out(struct step *s, u32 i, u32 nr)
+{
+	for (u32 end = i + nr; i < end; i++) {
+		int err = pager_put(s->a, s->r, s->page + i, (const void *)(uintptr_t)staged(s, i),
+				    s->kind == WIRE_RUN_SAMPLE ? s->store_offset : 0);
+
+		if (err < 0) {
+			move_back(s, i, 1);
+			s->a->pager.refused_total++;
+		}
+		s->status[i] = err;
+	}
+}
+
 /* What became of the pages that take_out() took: in their place again, one way or the other. */
 static void settle(struct step *s, bool unpinned_dma)
 {
@@ -230,6 +251,8 @@ static void settle(struct step *s, bool unpinned_dma)
 		if (unpinned_dma) {
 			move_back(s, i, n);
 			set_status(s, i, n, -EBUSY);
+		} else if (goes_out(s)) {
+			settle_out(s, i, n);
 		} else {
 			settle_moved(s, i, n);
 		}
@@ -349,10 +372,14 @@ static void count(struct bh_agent *a, const struct step *s)
 	for (u32 i = 0; i < s->nr; i++) {
 		switch (s->status[i]) {
 		case 0:
+			if (goes_out(s))
+				break;
 			(*(s->kind == WIRE_RUN_ZERO ? &a->zeroed_pages : &a->merged_pages))++;
 			break;
 		case -EBUSY:
 			a->pinned_pages++;
+			break;
+		case -EFBIG: /* counted by the pager */
 			break;
 		case -EILSEQ:
 			a->moved_back_pages++;
@@ -453,7 +480,7 @@ static void resolve(struct bh_agent *a, struct batch *b, struct step *s)
 		rest->hva += nr * PAGE_BYTES;
 		rest->nr -= nr;
 		rest->slot += nr;
-		rest->store_offset += nr * PAGE_BYTES;
+		rest->store_offset += goes_out(s) ? 0 : nr * PAGE_BYTES;
 		rest->status += nr;
 		s->nr = nr;
 	}
@@ -466,6 +493,11 @@ static void resolve(struct bh_agent *a, struct batch *b, struct step *s)
 		return;
 	}
 	s->anonymous = page_kind(r, s->page) == PAGE_ANONYMOUS;
+	if (goes_out(s) && !s->anonymous) {
+		/* UFFDIO_MOVE does not take pages out of file mappings. */
+		set_status(s, 0, nr, -EAGAIN);
+		return;
+	}
 	s->r = r;
 }
 
@@ -474,6 +506,13 @@ static void merge_batch(struct bh_agent *a, struct batch *b)
 	for (u32 i = 0; i < b->nr; i++)
 		set_status(&b->steps[i], 0, b->steps[i].nr, 0);
 	read_references(a, b);
+	for (u32 i = 0; i < b->nr; i++) {
+		struct step *s = &b->steps[i];
+		int err = goes_out(s) ? pager_prepare(a, s->hva, s->nr) : 0;
+
+		if (err < 0)
+			set_status(s, 0, s->nr, err);
+	}
 	lock_step(a);
 	for (u32 i = 0; i < b->nr; i++)
 		resolve(a, b, &b->steps[i]);
@@ -491,19 +530,21 @@ void merge_runs(struct bh_agent *a, const struct wire_run *runs, u32 nr_runs, s3
 	u32 run = 0, done = 0; /* the run that is next, and how much of it is done */
 
 	while (run < nr_runs && !a->stop) {
+		bool out = runs[run].kind == WIRE_RUN_OUT || runs[run].kind == WIRE_RUN_SAMPLE;
+		u32 most = out ? PAGER_STEP_PAGES : BH_STEP_PAGES;
 		struct batch b = { 0 };
 
-		while (run < nr_runs && b.nr < BH_STEP_RUNS && b.pages < BH_STEP_PAGES) {
+		while (run < nr_runs && b.nr < BH_STEP_RUNS && b.pages < most) {
 			const struct wire_run *w = &runs[run];
 			struct step *s = &b.steps[b.nr++];
 
 			*s = (struct step){
 				.a = a,
 				.hva = w->hva + done * PAGE_BYTES,
-				.nr = MIN(w->nr_pages - done, BH_STEP_PAGES - b.pages),
+				.nr = MIN(w->nr_pages - done, most - b.pages),
 				.slot = b.pages,
 				.kind = w->kind,
-				.store_offset = w->store_offset + done * PAGE_BYTES,
+				.store_offset = w->store_offset + (out ? 0 : done * PAGE_BYTES),
 				.status = status,
 			};
 			status += s->nr;

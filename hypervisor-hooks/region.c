@@ -20,6 +20,10 @@ void bh_region_free(struct bh_region *r)
 	free(r->foreign);
 	free(r->chunk_state);
 	free(r->chunk_faults);
+	for (u64 c = 0; r->out && c < DIV_ROUND_UP(r->bytes, CHUNK_BYTES); c++)
+		free(r->out[c]);
+	free(r->out);
+	free(r->out_nr);
 	free(r);
 }
 
@@ -86,10 +90,12 @@ static struct bh_region *region_new(const struct bh_agent *a, u64 hva, u64 bytes
 	r->foreign = calloc(DIV_ROUND_UP(bytes >> PAGE_SHIFT, 64), sizeof(u64));
 	r->chunk_state = calloc(chunks, 1);
 	r->chunk_faults = calloc(chunks, 1);
+	r->out = calloc(chunks, sizeof(r->out[0]));
+	r->out_nr = calloc(chunks, sizeof(r->out_nr[0]));
 	/* Large and untouched: it costs memory only where something is pinned. */
 	if (a->cfg.pins_exactly)
 		r->pins = calloc(bytes >> PAGE_SHIFT, sizeof(r->pins[0]));
-	if (r->mapped && r->foreign && r->chunk_state && r->chunk_faults &&
+	if (r->mapped && r->foreign && r->chunk_state && r->chunk_faults && r->out && r->out_nr &&
 	    (r->pins || !a->cfg.pins_exactly))
 		return r;
 	bh_region_free(r);
@@ -132,6 +138,7 @@ static struct bh_region *forget_region(struct bh_agent *a, u32 i)
 {
 	struct bh_region *r = a->regions[i];
 
+	pager_drop(a, r, 0, r->bytes >> PAGE_SHIFT);
 	uffd_unregister(a->uffd, r->hva, r->bytes);
 	if (r->announced && a->nr_deleted < WIRE_REGIONS_MAX)
 		a->deleted[a->nr_deleted++] = (struct wire_range){ r->hva, r->bytes };
@@ -151,10 +158,13 @@ int bh_region_del(struct bh_agent *a, void *at, size_t bytes)
 		return -ENOENT;
 	lock_urgent(a);
 	for (u32 i = a->nr_regions; i-- > 0;) {
-		const struct bh_region *r = a->regions[i];
+		struct bh_region *r = a->regions[i];
 
-		if (hva < r->hva + r->bytes && r->hva < hva + bytes)
-			gone[nr++] = forget_region(a, i);
+		if (hva >= r->hva + r->bytes || r->hva >= hva + bytes)
+			continue;
+		/* The VMM may go on using it (invariant 8). */
+		pager_restore(a, r);
+		gone[nr++] = forget_region(a, i);
 	}
 	pthread_mutex_unlock(&a->lock);
 	for (u32 i = 0; i < nr; i++)
@@ -270,6 +280,7 @@ int bh_discard(struct bh_agent *a, void *from, size_t bytes, int advice)
 		}
 		page = (at - r->hva) >> PAGE_SHIFT;
 		page_end = (part_end - r->hva) >> PAGE_SHIFT;
+		pager_drop(a, r, page, page_end - page);
 		/* An emptied chunk is let go: its first touches shall be the kernel's again. */
 		for (u64 c = DIV_ROUND_UP(page, CHUNK_PAGES); (c + 1) * CHUNK_PAGES <= page_end;
 		     c++)
@@ -310,6 +321,8 @@ static void mark_foreign(struct bh_agent *a, struct bh_region *r, u64 page, u64 
 
 static void tell_replaced(struct bh_agent *a, struct bh_region *r, u64 page, u64 nr)
 {
+	/* What was out belongs to what was there before. */
+	pager_drop(a, r, page, nr);
 	queue_discard(a, r, page_hva(r, page), nr << PAGE_SHIFT);
 }
 
@@ -338,6 +351,9 @@ void bh_region_advise(struct bh_agent *a, void *at, size_t bytes, int advice)
 		switch (advice) {
 		case MADV_DONTFORK:
 		case MADV_DOFORK:
+			/* A child finds all of it. */
+			if (advice == MADV_DOFORK)
+				pager_restore(a, r);
 			r->dont_fork = advice == MADV_DONTFORK;
 			break;
 		case MADV_DONTDUMP:

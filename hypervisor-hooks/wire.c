@@ -32,6 +32,10 @@ static const struct payload_rule {
 	[WIRE_IMAGE_RUNS] = { .element = sizeof(struct wire_run),
 			      .max = WIRE_RUNS_MAX,
 			      .version = 2 },
+	[WIRE_PAGE_OUT] = { .element = sizeof(struct wire_run),
+			    .max = WIRE_RUNS_MAX,
+			    .version = 3 },
+	[WIRE_PAGER] = { .fixed = sizeof(struct wire_pager), .version = 3 },
 	[WIRE_IMAGE_END] = { .fixed = sizeof(struct wire_image_end), .version = 2 },
 };
 
@@ -77,6 +81,19 @@ static bool string_ok(const char *s, size_t size)
 	return memchr(s, '\0', size) != NULL;
 }
 
+/* Which kinds of runs a message may have. */
+static bool kind_ok(u32 type, u32 kind)
+{
+	switch (type) {
+	case WIRE_MERGE:
+		return kind == WIRE_RUN_STORE || kind == WIRE_RUN_ZERO;
+	case WIRE_PAGE_OUT:
+		return kind == WIRE_RUN_OUT || kind == WIRE_RUN_SAMPLE;
+	default:
+		return kind == WIRE_RUN_STORE;
+	}
+}
+
 static const char *check_runs(const struct wire_message *m)
 {
 	u64 pages = 0;
@@ -84,8 +101,7 @@ static const char *check_runs(const struct wire_message *m)
 	for (u32 i = 0; i < wire_count(m); i++) {
 		const struct wire_run *r = &m->runs[i];
 
-		if (r->kind != WIRE_RUN_STORE &&
-		    (r->kind != WIRE_RUN_ZERO || m->h.type != WIRE_MERGE))
+		if (!kind_ok(m->h.type, r->kind))
 			return "unknown kind of run";
 		if (!range_ok(r->hva, (u64)r->nr_pages << PAGE_SHIFT))
 			return "run: bad range";
@@ -159,7 +175,10 @@ static const char *check_payload(const struct wire_message *m)
 		return range_ok(m->range.hva, m->range.bytes) ? NULL : "bad range";
 	case WIRE_MERGE:
 	case WIRE_IMAGE_RUNS:
+	case WIRE_PAGE_OUT:
 		return check_runs(m);
+	case WIRE_PAGER:
+		return NULL; /* numbers, of which none is relied on */
 	case WIRE_IMAGE:
 		if (!range_ok(m->image.hva, m->image.bytes))
 			return "bad range";

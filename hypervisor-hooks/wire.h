@@ -16,6 +16,9 @@
  *     |<----- IMAGE_RUNS (seq, runs) ----------|      as a MERGE: in turn with those
  *     |------ DONE (seq, segments) ----------->|
  *     |<----- IMAGE_END (status) --------------|      after the last of them, or at once
+ *     |<----- PAGE_OUT (seq, runs) ------------|      version 3, as a MERGE: in turn with those
+ *     |------ PAGER (counts) ----------------->|      version 3, before each such
+ *     |------ DONE (seq, segments) ----------->|      and now and then, when something has changed
  *     close by either side: mappings stay as they are; the agent connects again, and the daemon
  *     reads their state from the kernel (/proc/PID/maps), never from the agent's word.
  *
@@ -33,6 +36,7 @@
  *
  *   version 1   all but what follows
  *   version 2   DISK_READ, IMAGE, IMAGE_RUNS, IMAGE_END
+ *   version 3   PAGE_OUT, PAGER
  *
  * All integers are in host order: both ends are on one machine. Addresses are HVAs of the VMM, in
  * bytes.
@@ -45,7 +49,7 @@
 
 #define WIRE_MAGIC	    0x54534c42u /* "BLST" */
 #define WIRE_VERSION_LOWEST 1
-#define WIRE_VERSION	    2
+#define WIRE_VERSION	    3
 #define WIRE_NAME_MAX	    64
 #define WIRE_UUID_MAX	    40
 
@@ -73,6 +77,8 @@ enum wire_type {
 	WIRE_IMAGE,
 	WIRE_IMAGE_RUNS,
 	WIRE_IMAGE_END,
+	WIRE_PAGE_OUT,
+	WIRE_PAGER,
 	WIRE_TYPE_END,
 };
 
@@ -113,6 +119,11 @@ struct wire_region {
 enum wire_run_kind {
 	WIRE_RUN_STORE = 1, /* map store pages from @store_offset on */
 	WIRE_RUN_ZERO = 2,  /* map the zero page */
+	/* In PAGE_OUT alone: compress the pages and take them out of the guest; */
+	WIRE_RUN_OUT = 3,
+	WIRE_RUN_SAMPLE = 4, /* and count which of them the guest comes back for: samples of one
+				round have one number, @store_offset; with another number those of
+				before are pages like others */
 };
 
 struct wire_run {
@@ -151,12 +162,20 @@ struct wire_image_end {
 	u64 nr_pages; /* that were mapped */
 };
 
+/* What the agent's pager has, and has done since HELLO. */
+struct wire_pager {
+	u64 pages, pool_bytes;		     /* out now, and the memory that they take */
+	u64 out_total, in_total, zero_total; /* pages */
+	/* The round of samples: its number, how many were taken out, how many came back. */
+	u64 sample_round, sampled, sample_faults;
+};
+
 /* What became of consecutive pages. */
 struct wire_segment {
 	u64 hva;
 	u32 nr_pages;
 	s32 status; /* 0: done; -EBUSY: pinned; -EILSEQ: content differs; -ENOENT: absent; -ENOSPC:
-		       no mappings left */
+		       no mappings left; -EFBIG: does not compress */
 };
 
 /* DONE: this, then the segments. */
@@ -180,6 +199,7 @@ struct wire_message {
 		struct wire_read reads[WIRE_READS_MAX];
 		struct wire_image image;
 		struct wire_image_end image_end;
+		struct wire_pager pager;
 		struct {
 			struct wire_done done;
 			struct wire_segment segments[WIRE_PAGES_MAX];

@@ -14,6 +14,7 @@
  *   repair.c   putting fragmented sharing in order
  *   image.c    memory of clones that begins as a snapshot's
  *   readshare.c   pages that were read from the same disk block, before the scan comes
+ *   pageout.c  which pages leave a guest when the policy wants memory of it
  *
  * and below: index.h, blocks.h, store.h, counts.h, planner.h, pace.h, gpn.h, target.h, reader.h.
  *
@@ -112,6 +113,8 @@ struct ksm_op_run {
 	u32 gpn, spn, nr;
 	bool zero;
 	bool on_read; /* found by readshare.c */
+	bool out;     /* of pageout.c: no store page, and nothing referenced */
+	u32 sample;   /* of which round of samples; 0: of none */
 	u32 image;    /* of which image_request.number; 0: of none */
 };
 
@@ -164,6 +167,11 @@ struct ksm_vm {
 	u64 repair_due_us, repair_pause_us, repair_merged;
 	bool repair_found;
 	bool repair_refused; /* its agent cannot replace mapped pages (DMA, merge.c) */
+
+	/* pageout.c: where the next round begins. */
+	u32 out_region, out_page;
+	u32 sample_round;
+	bool out_refused; /* its agent has no pager */
 
 	struct ksm_vm_stats stats;
 	u64 boundaries; /* places where two neighbouring pages need different mappings */

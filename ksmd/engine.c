@@ -178,6 +178,7 @@ void engine_vm_connect(struct ksm_vm *vm, void *conn)
 	 * became of that. */
 	vm->cancel_due = true;
 	vm->repair_refused = false;
+	vm->out_refused = false;
 	regions_read(vm);
 }
 

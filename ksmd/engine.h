@@ -52,6 +52,7 @@ struct ksm_run {
 	u64 store_offset; /* bytes; unused for zero pages */
 	u32 nr_pages;
 	bool zero;
+	u32 sample; /* of page_out(): the round of samples that it belongs to; 0: of none */
 };
 
 #define PAGE_SECTORS 8 /* disk sectors of 512 bytes */
@@ -80,6 +81,9 @@ struct engine_ops {
 	int (*unmerge)(void *conn, u32 seq, const struct ksm_range *ranges, u32 nr);
 	/* The same for memory that is empty and shall be an image's. */
 	int (*map_image)(void *conn, u32 seq, const struct ksm_run *runs, u32 nr);
+	/* The same for pages that shall leave the guest (hypervisor-hooks/pager.c). -ENOTSUP: the
+	 * agent has no pager. */
+	int (*page_out)(void *conn, u32 seq, const struct ksm_run *runs, u32 nr);
 	/* What was asked by engine_image() has ended: 0, or negative errno. */
 	int (*image_end)(void *conn, int status, u64 nr_pages);
 	/* Looking into this VM hangs (or no longer does): for the log. */
@@ -150,6 +154,20 @@ int engine_done(struct ksm_vm *vm, u32 seq, const struct ksm_segment *segments, 
 int engine_unmerge(struct ksm_vm *vm, u64 *ret_pages);
 void engine_share(struct ksm_vm *vm);
 
+/*
+ * Has @pages pages of the VM taken out of the guest and kept, compressed, by its agent: private
+ * ones that were not written for some passes, memory that was not written for longest first; never
+ * huge pages. Each round begins where the last one ended. Returns how many it asks for (fewer:
+ * there are not more such pages, or the VM is busy). What becomes of them is counted in
+ * paged_out_total.
+ */
+u64 engine_page_out(struct ksm_vm *vm, u64 pages);
+/* The same for @nr pages anywhere in the private memory that is known to be there, written or not:
+ * the agent counts which of them the guest comes back for (ESX's statistical sampling: Waldspurger
+ * 2002, section 5.3). A new round: those of the last one are not counted any more. @seed: any
+ * number. Returns how many. */
+u32 engine_sample(struct ksm_vm *vm, u32 nr, u64 *seed);
+
 /* Works for about @cpu_us; returns when the next work is due (now_us() time; UINT64_MAX: nothing to
  * do). */
 u64 engine_run(struct engine *e, u64 cpu_us);
@@ -160,6 +178,7 @@ struct ksm_vm_stats {
 	u64 scanned_total, hashed_total, merged_total, zeroed_total, broken_total, discarded_total,
 		unmerged_total, failed_total, pinned_total, passes_total, repaired_total,
 		image_total,	   /* pages that began as an image's */
+		paged_out_total,   /* taken out of the guest */
 		read_shared_total; /* of merged_total: found by share on read */
 	/* Chunks of 2 MiB that are huge pages and kept so; pages that splitting those would save,
 	 * as far as is known; chunks that were split to share. */

@@ -41,9 +41,9 @@ int ops_queue(struct ksm_vm *vm, const struct ksm_op_run *run)
 {
 	if (!vm->conn || vm->dying || vm->unmerged || vm->queue_nr >= QUEUE_MAX)
 		return -EAGAIN;
-	if (vm->mode == KSM_OFF || (!run->zero && vm->mode != KSM_ON))
+	if (vm->mode == KSM_OFF || (!run->zero && !run->out && vm->mode != KSM_ON))
 		return -EPERM;
-	if (!has_mappings_for(vm, run))
+	if (!run->out && !has_mappings_for(vm, run))
 		return -ENOSPC;
 	if (vm->queue_nr == vm->queue_cap) {
 		u32 cap = vm->queue_cap ? vm->queue_cap * 2 : 64;
@@ -56,6 +56,12 @@ int ops_queue(struct ksm_vm *vm, const struct ksm_op_run *run)
 	}
 	vm->queue[vm->queue_nr++] = *run;
 	return 0;
+}
+
+/* One request has runs of one kind. */
+static bool same_request(const struct ksm_op_run *a, const struct ksm_op_run *b)
+{
+	return !a->image == !b->image && a->out == b->out;
 }
 
 /* Moves as many runs as one request may have from the queue to vm->op; a run may be cut in two. */
@@ -71,8 +77,7 @@ static void fill_op(struct ksm_vm *vm)
 		struct ksm_op_run *q = &vm->queue[taken];
 		u32 nr = MIN(q->nr, vm->engine->cfg.request_pages - pages);
 
-		/* Two kinds of requests. */
-		if (!q->image != !vm->queue[0].image)
+		if (!same_request(q, &vm->queue[0]))
 			break;
 
 		vm->op[vm->op_nr++] = (struct ksm_op_run){ .gpn = q->gpn,
@@ -80,6 +85,8 @@ static void fill_op(struct ksm_vm *vm)
 							   .nr = nr,
 							   .zero = q->zero,
 							   .on_read = q->on_read,
+							   .out = q->out,
+							   .sample = q->sample,
 							   .image = q->image };
 		pages += nr;
 		if (nr < q->nr) {
@@ -130,6 +137,8 @@ static void pump_unmerge(struct ksm_vm *vm)
 	vm->unmerge_due = !vm->op_busy;
 }
 
+static void cancel(struct ksm_vm *vm, const struct ksm_op_run *runs, u32 nr);
+
 void ops_pump(struct ksm_vm *vm)
 {
 	const struct engine_ops *ops = vm->engine->ops;
@@ -153,16 +162,22 @@ void ops_pump(struct ksm_vm *vm)
 
 		runs[i] = (struct ksm_run){
 			.hva = page_hva(r, o->gpn - r->gpn),
-			.store_offset = o->zero ? 0 : (u64)o->spn << PAGE_SHIFT,
+			.store_offset = o->zero || o->out ? 0 : (u64)o->spn << PAGE_SHIFT,
 			.nr_pages = o->nr,
 			.zero = o->zero,
+			.sample = o->sample,
 		};
 	}
-	err = (vm->op[0].image ? ops->map_image : ops->merge)(vm->conn, vm->seq + 1, runs,
-							      vm->op_nr);
+	err = (vm->op[0].image ? ops->map_image
+	       : vm->op[0].out ? ops->page_out
+			       : ops->merge)(vm->conn, vm->seq + 1, runs, vm->op_nr);
 	if (err == 0) {
 		vm->seq++;
 		vm->op_busy = true;
+	} else if (err == -ENOTSUP) {
+		vm->out_refused = true;
+		cancel(vm, vm->op, vm->op_nr);
+		vm->op_nr = 0;
 	} else {
 		try_later(vm);
 	}
@@ -197,11 +212,37 @@ static void settle_failed(struct ksm_vm *vm, struct ksm_region *r, u32 page, s32
 	page_unpend(r, page, next);
 }
 
+/* Of a page that should leave the guest. */
+static void settle_out(struct ksm_vm *vm, struct ksm_region *r, u32 page, s32 status)
+{
+	/* What is still there is looked at anew. */
+	enum page_state next = PG_FRESH;
+
+	switch (status) {
+	case 0: /* it is absent now, and when it comes back the kernel says that it was written */
+	case -ENOENT:
+		next = PG_NONE;
+		vm->stats.paged_out_total += status == 0;
+		break;
+	case -EFBIG: /* it does not compress: not asked for again for long */
+		next = PG_HELD;
+		break;
+	case -ENOTSUP: /* nothing of this VM may be taken out */
+		vm->out_refused = true;
+		break;
+	}
+	page_unpend(r, page, next);
+}
+
 static void settle(struct ksm_vm *vm, const struct ksm_op_run *o, u32 i, s32 status)
 {
 	struct ksm_region *r = gpn_region(vm->engine, o->gpn);
 	u32 page = o->gpn + i - r->gpn;
 
+	if (o->out) {
+		settle_out(vm, r, page, status);
+		return;
+	}
 	if (o->image)
 		image_settled(vm, o->image, status);
 	if (status == 0 && o->zero) {

@@ -8,7 +8,7 @@ UNIT_BIN  := $(BUILD)/tests/unit
 
 # Each tests/live/NAME.c is a program of its own on the real agent library; tests/live/test_*.sh run them.
 LIVE_BINS := $(patsubst tests/live/%.c,$(BUILD)/tests/%,$(wildcard tests/live/*.c))
-LIVE_LIBS := -Wl,--as-needed -lxxhash -ldl
+LIVE_LIBS := -Wl,--as-needed -lxxhash $(LIBS_HOOKS) -ldl
 
 # Unit tests do not run under SAN=thread, see run.sh; live tests do.
 # A sanitized program stops at its first finding, so that a test cannot pass with one.

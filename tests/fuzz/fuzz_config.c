@@ -101,7 +101,7 @@ static void must_be_in_bounds(bool vm, const void *base)
 			size_t len = strnlen(text_of(s, base), s->size);
 
 			MUST(len < s->size && len >= s->min && len <= s->max);
-		} else if (s->max) {
+		} else if (s->max && !(s->type->zero_is_off && !number_of(s, base))) {
 			MUST(number_of(s, base) >= s->min && number_of(s, base) <= s->max);
 		}
 	}

@@ -104,12 +104,35 @@ static int op_balloon(void *core, const char *vm, bool on, u64 bytes, u64 *ret_b
 	return strlen(vm) == 2 ? -ENODEV : answer(vm);
 }
 
+static int op_page_out(void *core, const char *vm, u64 bytes, u64 *ret_pages)
+{
+	MUST(bytes > 0);
+	*ret_pages = bytes >> PAGE_SHIFT;
+	return answer(vm);
+}
+
+static int op_plan(void *core, struct view *ret_view, struct plan *ret)
+{
+	struct policy_config cfg = POLICY_CONFIG_DEFAULT;
+	struct policy state = { 0 };
+	int r = op_view(core, ret_view);
+
+	if (r < 0)
+		return r;
+	r = plan_view(ret_view, &cfg, &state, 1000000, ret);
+	if (r < 0)
+		view_free(ret_view);
+	return r;
+}
+
 static const struct control_ops ops = {
 	.view = op_view,
 	.set_paused = op_set_paused,
 	.unmerge = op_unmerge,
 	.share = op_share,
 	.balloon = op_balloon,
+	.page_out = op_page_out,
+	.plan = op_plan,
 };
 
 static void clean_up(void)

@@ -70,19 +70,26 @@ static void must_be_good(const struct wire_message *m, size_t bytes)
 		MUST(m->image.offset % PAGE_BYTES == 0);
 		MUST(m->image.offset + m->image.bytes > m->image.offset);
 		break;
+	case WIRE_PAGER:
+		MUST(bytes == sizeof(m->h) + sizeof(m->pager));
+		break;
 	case WIRE_IMAGE_END:
 		MUST(bytes == sizeof(m->h) + sizeof(m->image_end) && m->image_end.status <= 0);
 		break;
 	case WIRE_IMAGE_RUNS:
+	case WIRE_PAGE_OUT:
 	case WIRE_MERGE:
 		MUST(n <= WIRE_RUNS_MAX && bytes == sizeof(m->h) + n * sizeof(m->runs[0]));
 		for (u32 i = 0; i < n; i++) {
 			const struct wire_run *r = &m->runs[i];
 
 			must_be_range(r->hva, (u64)r->nr_pages * PAGE_BYTES);
-			MUST(r->kind == WIRE_RUN_STORE ||
-			     (r->kind == WIRE_RUN_ZERO && m->h.type == WIRE_MERGE));
-			MUST(r->kind == WIRE_RUN_ZERO ||
+			if (m->h.type == WIRE_PAGE_OUT)
+				MUST(r->kind == WIRE_RUN_OUT || r->kind == WIRE_RUN_SAMPLE);
+			else
+				MUST(r->kind == WIRE_RUN_STORE ||
+				     (r->kind == WIRE_RUN_ZERO && m->h.type == WIRE_MERGE));
+			MUST(r->kind != WIRE_RUN_STORE ||
 			     (r->store_offset % PAGE_BYTES == 0 &&
 			      r->store_offset + (u64)r->nr_pages * PAGE_BYTES > r->store_offset));
 			pages += r->nr_pages;

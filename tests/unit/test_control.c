@@ -122,6 +122,15 @@ static int core_balloon(void *arg, const char *vm, bool on, u64 bytes, u64 *ret_
 	return c->result;
 }
 
+static int core_page_out(void *arg, const char *vm, u64 bytes, u64 *ret_pages)
+{
+	struct core *c = arg;
+
+	snprintf(c->vm, sizeof(c->vm), "%s", vm);
+	*ret_pages = bytes / 4096;
+	return c->result;
+}
+
 static int core_plan(void *arg, struct view *ret_view, struct plan *ret)
 {
 	struct policy_config cfg = POLICY_CONFIG_DEFAULT;
@@ -147,6 +156,7 @@ static const struct control_ops ops = {
 	.unmerge = core_unmerge,
 	.share = core_share,
 	.balloon = core_balloon,
+	.page_out = core_page_out,
 	.plan = core_plan,
 };
 

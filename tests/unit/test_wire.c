@@ -44,6 +44,8 @@ static u32 good(enum wire_type type)
 		[WIRE_IMAGE] = sizeof(struct wire_image),
 		[WIRE_IMAGE_RUNS] = sizeof(struct wire_run),
 		[WIRE_IMAGE_END] = sizeof(struct wire_image_end),
+		[WIRE_PAGE_OUT] = sizeof(struct wire_run),
+		[WIRE_PAGER] = sizeof(struct wire_pager),
 	};
 
 	memset(&m, 0, sizeof(m));
@@ -67,6 +69,9 @@ static u32 good(enum wire_type type)
 		break;
 	case WIRE_IMAGE_RUNS:
 		m.runs[0] = (struct wire_run){ 0x10000, 0x5000, 1, WIRE_RUN_STORE };
+		break;
+	case WIRE_PAGE_OUT:
+		m.runs[0] = (struct wire_run){ 0x10000, 0, 1, WIRE_RUN_OUT };
 		break;
 	case WIRE_IMAGE:
 		m.image = (struct wire_image){ 0x200000, 0x2000, 0x1000 };
@@ -230,7 +235,11 @@ Test(wire, headers_name_the_version_of_the_layout)
 {
 	for (u32 t = WIRE_WELCOME; t < WIRE_TYPE_END; t++) {
 		good(t);
-		cr_assert_eq(m.h.version, t >= WIRE_DISK_READ ? 2 : 1, "type %u", t);
+		cr_assert_eq(m.h.version,
+			     t >= WIRE_PAGE_OUT	   ? 3
+			     : t >= WIRE_DISK_READ ? 2
+						   : 1,
+			     "type %u", t);
 	}
 	good(WIRE_HELLO);
 	cr_assert_eq(m.h.version, WIRE_VERSION);
@@ -299,4 +308,24 @@ Test(wire, refuses_bad_reads)
 	m.reads[1] = m.reads[0];
 	m.reads[1].nr_pages = 1;
 	cr_assert_eq(check(0), -EPROTO);
+}
+
+/* Each message has its own kinds of runs. */
+Test(wire, kinds_of_runs)
+{
+	static const struct {
+		u32 type, kinds; /* bit WIRE_RUN_x */
+	} table[] = {
+		{ WIRE_MERGE, 1 << WIRE_RUN_STORE | 1 << WIRE_RUN_ZERO },
+		{ WIRE_IMAGE_RUNS, 1 << WIRE_RUN_STORE },
+		{ WIRE_PAGE_OUT, 1 << WIRE_RUN_OUT | 1 << WIRE_RUN_SAMPLE },
+	};
+
+	for (u32 i = 0; i < ARRAY_SIZE(table); i++) {
+		for (u32 kind = 0; kind < 8; kind++) {
+			good(table[i].type);
+			m.runs[0].kind = kind;
+			cr_expect_eq(check(0) == 0, table[i].kinds >> kind & 1, "%u %u", i, kind);
+		}
+	}
 }

@@ -170,6 +170,8 @@ static void vm_gone(struct run *r, u32 v)
 		r->t->zeroed += c->zeroed;
 		r->t->moved_back += c->moved_back;
 		r->t->wait_faults += c->wait_faults;
+		r->t->paged_out += c->paged_out;
+		r->t->paged_in += c->paged_in;
 		r->t->slowest_us = MAX(r->t->slowest_us, c->slowest_us);
 	}
 	r->vm_pid[v] = 0;
@@ -350,6 +352,18 @@ static void event_unmerge(struct run *r)
 	}
 }
 
+/* Pages leave the guests, and are read, written, discarded, merged and unmerged while they are out.
+ */
+static void event_page_out(struct run *r)
+{
+	u32 v = model_below(&r->rng, MODEL_VMS);
+
+	if (r->vm_pid[v]) {
+		order(r, "page-out", r->vm_pid[v]);
+		r->t->page_outs++;
+	}
+}
+
 static void event_share(struct run *r)
 {
 	for (u32 v = 0; v < MODEL_VMS; v++)
@@ -370,6 +384,7 @@ static const struct {
 	{ event_kill_daemon, 3 }, { event_end_daemon, 1 }, { event_stop_daemon, 6 },
 	{ event_reload, 8 },	  { event_kill_vm, 5 },	   { event_stop_vm, 6 },
 	{ event_unmerge, 6 },	  { event_share, 12 },	   { event_pause, 12 },
+	{ event_page_out, 60 },
 };
 
 void run_event(struct run *r)

@@ -148,6 +148,8 @@ int host_command(const struct host *h, const char *command, pid_t pid)
 
 	if (pid)
 		json_object_set_new(request, "vm", json_integer(pid));
+	if (strcmp(command, "page-out") == 0)
+		json_object_set_new(request, "bytes", json_integer(MIB(1)));
 	r = call(h, request, ANSWER_S * 1000, &reply);
 	if (r < 0)
 		return r;

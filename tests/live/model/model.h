@@ -75,8 +75,9 @@ struct model_error {
 
 struct model_counts {
 	u64 ops, checks, discards, forks, remaps, leaves;
-	u64 merged, zeroed, moved_back, wait_faults; /* the agent's own counts */
-	u64 slowest_us;				     /* operation */
+	/* the agent's own counts */
+	u64 merged, zeroed, moved_back, wait_faults, paged_out, paged_in;
+	u64 slowest_us; /* operation */
 };
 
 struct model_vm {

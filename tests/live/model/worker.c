@@ -188,6 +188,8 @@ static void publish(struct model_vm *vm, const struct bh_stats *before)
 	vm->of[0].zeroed = before->zeroed_pages + now.zeroed_pages;
 	vm->of[0].moved_back = before->moved_back_pages + now.moved_back_pages;
 	vm->of[0].wait_faults = before->wait_faults + now.wait_faults;
+	vm->of[0].paged_out = before->paged_out_pages + now.paged_out_pages;
+	vm->of[0].paged_in = before->paged_in_pages + now.paged_in_pages;
 }
 
 static void connect_agent(struct model_vm *vm)
@@ -218,6 +220,8 @@ static void drop_agent(struct model_vm *vm, struct bh_stats *before)
 	before->zeroed_pages += now.zeroed_pages;
 	before->moved_back_pages += now.moved_back_pages;
 	before->wait_faults += now.wait_faults;
+	before->paged_out_pages += now.paged_out_pages;
+	before->paged_in_pages += now.paged_in_pages;
 	bh_free(agent);
 	agent = NULL;
 	vm->has_agent = 0;

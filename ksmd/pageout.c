@@ -1,0 +1,159 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Which pages leave a guest (hypervisor-hooks/pager.c) when the policy wants memory of it, and
+ * which are samples of its working set. Chosen from what the scan knows anyway: no question to the
+ * kernel, no look at a page.
+ */
+#include "common/clock.h"
+#include "ksmd/core.h"
+
+/* Looks in a row that found nothing written in a page's window. */
+#define QUIET_LOOKS 2
+/* Guesses for one sample: memory is mostly there, and mostly private. */
+#define SAMPLE_TRIES 16
+
+/* There, private, and known to be so. */
+static bool is_private(u8 state)
+{
+	return state == PG_QUIET || state == PG_CANDIDATE;
+}
+
+static bool may_page_out(const struct ksm_vm *vm)
+{
+	return vm->conn && !vm->dying && !vm->blocked && !vm->out_refused && vm->mode != KSM_OFF &&
+	       vm->queue_nr < ENGINE_RUNS_MAX;
+}
+
+static bool queue_out(struct ksm_region *r, u32 page, u32 nr, u32 sample)
+{
+	const struct ksm_op_run run = {
+		.gpn = r->gpn + page, .nr = nr, .out = true, .sample = sample
+	};
+
+	if (ops_queue(r->vm, &run) < 0)
+		return false;
+	for (u32 p = page; p < page + nr; p++)
+		page_set_pending(r, p);
+	return true;
+}
+
+/* The run of pages from @page on that may leave, below @end; 0: @page may not. */
+static u32 run_from(const struct ksm_region *r, u32 page, u32 end)
+{
+	u32 n = 0;
+
+	while (page + n < end && is_private(r->state[page + n]) && !huge_kept(r, page + n))
+		n++;
+	return n;
+}
+
+/* Of one window. Returns where it stopped. */
+static u32 window_out(struct ksm_region *r, u32 page, u32 end, u64 *missing, bool *full)
+{
+	while (page < end && *missing && !*full) {
+		u32 nr = (u32)MIN((u64)run_from(r, page, end), *missing);
+
+		if (!nr) {
+			page++;
+			continue;
+		}
+		*full = !queue_out(r, page, nr, 0);
+		if (*full)
+			break;
+		*missing -= nr;
+		page += nr;
+	}
+	return page;
+}
+
+/* Once around all of the VM's memory, from where the last round ended: windows that were quiet for
+ * so many looks. True: that was not enough. */
+static bool round_out(struct ksm_vm *vm, u32 quiet, u64 *missing)
+{
+	bool full = false;
+
+	for (u32 turns = 0; *missing && !full && turns <= vm->nr_regions; turns++) {
+		struct ksm_region *r;
+
+		if (vm->out_region >= vm->nr_regions)
+			vm->out_region = vm->out_page = 0;
+		if (!vm->nr_regions)
+			break;
+		r = vm->regions[vm->out_region];
+		while (!r->gone && vm->out_page < r->nr_pages && *missing && !full) {
+			u32 end = MIN(ROUND_DOWN(vm->out_page, WINDOW_PAGES) + WINDOW_PAGES,
+				      r->nr_pages);
+
+			if (page_window(r, vm->out_page)->quiet < quiet)
+				vm->out_page = end;
+			else
+				vm->out_page = window_out(r, vm->out_page, end, missing, &full);
+		}
+		if (*missing && !full) {
+			vm->out_region++;
+			vm->out_page = 0;
+		}
+	}
+	return *missing && !full;
+}
+
+u64 engine_page_out(struct ksm_vm *vm, u64 pages)
+{
+	u64 missing = pages;
+
+	if (!may_page_out(vm))
+		return 0;
+	/* A page that was not written for a pass lies among others that were, if it must be. */
+	if (round_out(vm, QUIET_LOOKS, &missing))
+		round_out(vm, 0, &missing);
+	ops_pump(vm);
+	return pages - missing;
+}
+
+static u64 next_random(u64 *seed)
+{
+	/* Knuth's MMIX; its upper bits. */
+	*seed = *seed * 6364136223846793005ULL + 1442695040888963407ULL;
+	return *seed >> 24;
+}
+
+/* The page that is @at pages into the VM's memory. */
+static struct ksm_region *region_of(struct ksm_vm *vm, u64 at, u32 *ret_page)
+{
+	for (u32 i = 0; i < vm->nr_regions; i++) {
+		struct ksm_region *r = vm->regions[i];
+
+		if (at < r->nr_pages) {
+			*ret_page = (u32)at;
+			return r->gone ? NULL : r;
+		}
+		at -= r->nr_pages;
+	}
+	return NULL;
+}
+
+u32 engine_sample(struct ksm_vm *vm, u32 nr, u64 *seed)
+{
+	u64 pages = 0;
+	u32 found = 0;
+
+	vm->sample_round = vm->sample_round == UINT32_MAX ? 1 : vm->sample_round + 1;
+	for (u32 i = 0; i < vm->nr_regions; i++)
+		pages += vm->regions[i]->nr_pages;
+	for (u32 tries = 0; pages && may_page_out(vm) && found < nr && tries < nr * SAMPLE_TRIES;
+	     tries++) {
+		struct ksm_region *r;
+		u32 page;
+
+		r = region_of(vm, next_random(seed) % pages, &page);
+		/* Written a moment ago is as good as any: it is what a working set is made of. */
+		if (!r || huge_kept(r, page) ||
+		    (!is_private(r->state[page]) && r->state[page] != PG_FRESH))
+			continue;
+		if (!queue_out(r, page, 1, vm->sample_round))
+			break;
+		found++;
+	}
+	ops_pump(vm);
+	return found;
+}
