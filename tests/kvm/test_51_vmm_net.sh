@@ -80,7 +80,7 @@ start "$RUN/httpd2.log" busybox httpd -f -p 127.0.0.1:8000 -h "$RUN/www"
 # As root it becomes nobody first, who cannot reach into $RUN; this version of it does not notice that.
 open=$(mktemp -d) && chmod 1777 "$open" && cleanup rm -rf "$open"
 start "$RUN/passt.log" passt --foreground --socket "$open/passt.sock"
-if ! wait_for 60 test -S "$open/passt.sock"; then
+if ! wait_for 150 test -S "$open/passt.sock"; then
 	fail kvm_net_passt "passt does not start: $(tail -n 1 "$RUN/passt.log")"
 	exit 0
 fi
