@@ -128,6 +128,14 @@ static u64 pages_to_free(const struct vm *vm, u64 bytes)
 	return (u64)((__uint128_t)bytes * 1000 / MAX(left, 250u)) >> PAGE_SHIFT;
 }
 
+static bool is_paused(const struct vm *vm)
+{
+	struct balloon_view b;
+
+	balloon_view(vm, &b);
+	return strcmp(b.run, "paused") == 0;
+}
+
 /* The round of samples has ended for all VMs: a new one begins. */
 static void sample(struct governor *g)
 {
@@ -137,6 +145,11 @@ static void sample(struct governor *g)
 	    g->last_us - g->sampled_us < c->config.policy_sample_interval_us)
 		return;
 	for (struct vm *vm = c->vms; vm; vm = vm->next) {
+		/* A guest that does not run comes back for nothing, and is not idle for that. */
+		if (is_paused(vm)) {
+			vm->sample_round_seen = vm->pager.sample_round;
+			continue;
+		}
 		/* A round that the guest had time for; the agent's figures are half a second old at
 		 * most. */
 		if (g->sampled_us && vm->pager.sample_round != vm->sample_round_seen)

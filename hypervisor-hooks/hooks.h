@@ -16,6 +16,8 @@
  *      may watch which pages are written (userfaultfd write-protection, asynchronous: the guest
  *      never waits for anybody), and may ask for pages to be merged. The mapping stays the VMM's:
  *      it may read and write it at any time from any thread.
+ *      Pages that are idle may be taken out and kept compressed in this process, where the region is
+ *      MADV_DONTFORK; whoever touches one, guest, VMM or kernel, gets it back.
  *   4. When the VMM gives memory back (balloon, free page reporting: what it would do with
  *      MADV_DONTNEED), it calls bh_discard() instead. When it unmaps or remaps guest RAM,
  *      bh_region_del() first.
@@ -33,8 +35,8 @@
  *
  * What a VMM may rely on (numbers are those of the invariants in docs/ARCHITECTURE.md):
  *   - guest RAM never changes content by merging, not for an instant (1, 2);
- *   - no access to guest RAM ever waits for the daemon; an access to a page that is being moved
- *     waits for microseconds, for the agent's own thread (6);
+ *   - no access to guest RAM ever waits for the daemon; an access to a page that is being moved,
+ *     or that was compressed, waits for microseconds, for the agent's own thread (6, 8);
  *   - when anything fails the page stays private (7).
  *
  * Errors are negative errno values. Addresses are HVAs, lengths bytes; both multiples of the page

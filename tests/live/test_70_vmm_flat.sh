@@ -158,3 +158,34 @@ wait_for 10 test -S "$RUN/d.qmp"
 sleep 0.5
 check vmm_flat_output_closed eval "qmp d query-status | grep -q running"
 check vmm_flat_quit quiet qmp d quit
+
+# Its memory goes out, compressed, and comes back, under the sandbox and while it runs: by the agent's threads, KVM's and the
+# VMM's own (a snapshot reads all of it).
+. "$(dirname "$0")/flat/flat.sh"
+start_daemon scan.cpu_percent=100 scan.interval=50ms scan.idle_interval=1s scan.thp_split_min_saving=4KiB 'vm "paged".share=zero-only' ||
+	die vmm_flat_daemon "ballastd does not start"
+[ -n "${SAN:-}" ] && VMM_ARGS=(--no-sandbox) || VMM_ARGS=()
+thp=/sys/kernel/mm/transparent_hugepage/enabled
+was=$(sed 's/.*\[\(.*\)\].*/\1/' $thp)
+cleanup eval "echo $was >$thp"
+echo never >$thp
+flat paged --flat "$IMAGE" --memory 64M
+paged=$VMM_PID
+echo "$was" >$thp
+check vmm_flat_paged_runs wait_for 20 reaches paged 2
+wait_for 10 vms_connected paged || die vmm_flat_paged_connects "its agent does not connect"
+went_out() { ctl page-out paged 64M >/dev/null && sleep 0.1 && take_status && [ "$(vm_value paged paged_out_pages_total)" -ge "$1" ]; }
+check vmm_flat_paged_out wait_for 60 went_out 500
+check vmm_flat_paged_goes_on wait_for 30 reaches paged $(($(round paged) + 3))
+check vmm_flat_paged_stop quiet qmp paged stop
+check vmm_flat_paged_first quiet qmp paged x-ballast-snapshot-save "{\"directory\": \"$RUN/snap1\"}"
+wait_for 20 went_out $(($(vm_value paged paged_out_pages_total) + 100))
+check vmm_flat_paged_second quiet qmp paged x-ballast-snapshot-save "{\"directory\": \"$RUN/snap2\"}"
+check vmm_flat_paged_same diff -rq "$RUN/snap1" "$RUN/snap2"
+check vmm_flat_paged_cont quiet qmp paged cont
+check vmm_flat_paged_still wait_for 30 reaches paged $(($(round paged) + 3))
+check_eq vmm_flat_paged_no_errors "" "$(grep 'errors=[1-9]' "$RUN/paged.console")"
+echo "# $(vm_value paged paged_out_pages_total) pages out, $(take_status && vm_value paged paged_in_pages_total) back"
+check vmm_flat_paged_lives alive "$paged"
+check vmm_flat_paged_quit quiet qmp paged quit
+exec 7>&-
