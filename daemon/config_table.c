@@ -326,7 +326,7 @@ const struct setting config_settings[] = {
 	{ SEC_VM, "balloon", &type_bool, IN_VM(balloon), 0, 0, "on",
 	  "whether the policy may balloon it; `ballastctl balloon` may in any case" },
 	{ SEC_VM, "page_out", &type_bool, IN_VM(page_out), 0, 0, "on",
-	  "whether the policy may have pages of it compressed when memory is short (state hard), and samples taken" },
+	  "whether the policy may have pages of it compressed when memory is short (state hard), and samples taken; not where share = off, since nobody knows then which are idle" },
 };
 _Static_assert(ARRAY_SIZE(config_settings) == CONFIG_NR_SETTINGS, "count the rows");
 

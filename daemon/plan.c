@@ -79,7 +79,8 @@ static void fill(struct policy_vm *p, const struct vm_view *vm)
 		p->taken_bytes[POLICY_BALLOON] = b->ram_bytes - b->actual_bytes;
 	if (strcmp(vm->share, "on") == 0 && !vm->unmerged && vm->connected)
 		p->allowed |= 1u << POLICY_SHARE;
-	if (vm->may_page_out && vm->has_pager)
+	/* Of what is not scanned nobody knows which pages are idle (ksmd/pageout.c). */
+	if (vm->may_page_out && vm->has_pager && strcmp(vm->share, "off") != 0 && !vm->unmerged)
 		p->allowed |= 1u << POLICY_COMPRESS;
 	if (vm->may_balloon && balloon_follows(b))
 		p->allowed |= 1u << POLICY_BALLOON;

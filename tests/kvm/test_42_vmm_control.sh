@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
 # timeout: 500
-# part of: make check
 # ballast-vmm's control socket with a running guest: status, stop, cont, the power button, statistics, reset, quit; and a
 # snapshot that is restored, twice, while the first one runs on.
 . "$(dirname "$0")/../lib.sh"

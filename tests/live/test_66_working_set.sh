@@ -53,8 +53,8 @@ kill -USR2 "${PIDS[60]}"
 sleep 25
 is=$(mean w60)
 echo "# 30% in use now: $((is / 10)).$((is % 10))% by samples"
-check_ge wset_follows 360 $is
-check_ge wset_follows_not_below 270 $is
+check_ge wset_follows "$is" 360
+check_ge wset_follows_not_below 270 "$is"
 for percent in 20 60; do
 	kill -USR1 "${PIDS[$percent]}"
 	wait_for 5 grep -q errors= "$RUN/w$percent.log"

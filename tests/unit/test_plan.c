@@ -15,6 +15,7 @@ static struct vm_view vm_of(const char *name)
 	strcpy(vm.balloon.run, "running");
 	vm.shares = 1000;
 	vm.may_balloon = true;
+	vm.working_set_bytes = UINT64_MAX;
 	vm.resident_bytes = MIB(1500);
 	vm.balloon.linked = vm.balloon.has_actual = vm.balloon.has_stats = true;
 	vm.balloon.ram_bytes = MIB(2048);
@@ -172,4 +173,32 @@ Test(plan, resident_counts_the_part_of_the_store)
 		     MIB(100) + (10 + 50) * PAGE_BYTES);
 	/* Not all of it is mapped yet. */
 	cr_expect_eq(plan_resident(&v, &vm, MIB(100), 20 * PAGE_BYTES), MIB(100) + 50 * PAGE_BYTES);
+}
+
+/* In the state hard idle pages are compressed, where the agent can and somebody knows which. */
+Test(plan, idle_pages_are_compressed_where_they_are_known)
+{
+	struct vm_view vm = vm_of("a");
+	struct view v = { .host = { .memory_bytes = MIB(10000), .available_bytes = MIB(300) },
+			  .vms = &vm,
+			  .nr_vms = 1 };
+	struct plan p;
+
+	vm.may_balloon = false;
+	vm.may_page_out = vm.has_pager = true;
+	vm.working_set_bytes = MIB(1000);
+	cr_assert_eq(plan_of(&v, &p), 0);
+	cr_assert_eq(p.policy.nr_actions, 1u);
+	cr_expect_eq(p.policy.actions[0].mechanism, POLICY_COMPRESS);
+	plan_free(&p);
+	for (u32 i = 0; i < 4; i++) {
+		vm.may_page_out = i != 0;
+		vm.has_pager = i != 1;
+		strcpy(vm.share, i == 2 ? "off" : "on");
+		/* Not known: all of it is in use. */
+		vm.working_set_bytes = i == 3 ? UINT64_MAX : MIB(1000);
+		cr_assert_eq(plan_of(&v, &p), 0);
+		cr_expect_eq(p.policy.nr_actions, 0u, "%u", i);
+		plan_free(&p);
+	}
 }
