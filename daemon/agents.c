@@ -491,9 +491,6 @@ void agents_stop(struct core *c)
 /* --- the engine's side
  * ----------------------------------------------------------------------------------------- */
 
-/* The first that has PAGE_OUT. */
-#define PAGER_VERSION 3
-
 _Static_assert(ENGINE_RUNS_MAX <= WIRE_RUNS_MAX && ENGINE_PAGES_MAX <= WIRE_PAGES_MAX,
 	       "a request fits in a message");
 
@@ -545,7 +542,7 @@ static int send_image_end(void *conn, int status, u64 nr_pages)
 
 bool agent_has_pager(const struct vm *vm)
 {
-	return vm->agent && vm->agent->version >= PAGER_VERSION;
+	return vm->agent && vm->agent->version >= WIRE_PAGER_VERSION;
 }
 
 static int send_page_out(void *conn, u32 seq, const struct ksm_run *runs, u32 nr)

@@ -274,7 +274,7 @@ void bh_stats(struct bh_agent *a, struct bh_stats *ret)
 		.wait_faults = a->wait_faults,
 		.fill_faults = a->fill_faults,
 		.paged_pages = a->pager.pages,
-		.pool_bytes = pager_pool_bytes(a),
+		.pool_bytes = a->pager.pool_bytes,
 		.paged_out_pages = a->pager.out_total,
 		.paged_in_pages = a->pager.in_total,
 		.paged_zero_pages = a->pager.zero_total,

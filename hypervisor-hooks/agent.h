@@ -107,7 +107,7 @@ struct bh_image {
 
 /* What the pager did (pager.c). Changed with bh_agent.lock held. */
 struct bh_pager {
-	_Atomic u64 pages; /* out now */
+	_Atomic u64 pages, pool_bytes; /* out now, and the memory that they take */
 	_Atomic u64 out_total, in_total, zero_total, refused_total;
 	/* The round of samples of the working set: where those are that are out. */
 	_Atomic u64 round, sampled, sample_faults;
@@ -303,11 +303,11 @@ int pager_prepare(struct bh_agent *a, u64 hva, u32 nr);
  * is not worth it, -ENOSPC, -EAGAIN: it belongs back. */
 int pager_put(struct bh_agent *a, struct bh_region *r, u64 page, const void *content, u64 round);
 bool pager_holds(const struct bh_region *r, u64 page);
-/* Brings a page back. -ENOENT: it is not out. */
+/* Brings a page back. -ENOENT: it is not out, or what is mapped there is not the region's any more.
+ */
 int pager_fill(struct bh_agent *a, struct bh_region *r, u64 page);
 void pager_drop(struct bh_agent *a, struct bh_region *r, u64 page, u64 nr); /* it is lost */
 void pager_restore(struct bh_agent *a, struct bh_region *r);		    /* all of the region */
-u64 pager_pool_bytes(const struct bh_agent *a);
 void pager_free(struct bh_agent *a);
 
 /* link.c */

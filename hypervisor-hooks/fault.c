@@ -4,8 +4,8 @@
  *
  * A hole is there because the pager has the page (pager.c), or because the guest never touched it,
  * or because it was discarded: then it reads as zeros. It is never a page on its way to the store,
- * since that one is in its place again before
- * @lock is released (agent.h, ii). Nothing here asks the daemon (invariant 6).
+ * since that one is in its place again before @lock is released (agent.h, ii). Nothing here asks
+ * the daemon (invariant 6).
  */
 #include <errno.h>
 #include <poll.h>

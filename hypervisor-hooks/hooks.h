@@ -16,8 +16,8 @@
  *      may watch which pages are written (userfaultfd write-protection, asynchronous: the guest
  *      never waits for anybody), and may ask for pages to be merged. The mapping stays the VMM's:
  *      it may read and write it at any time from any thread.
- *      Pages that are idle may be taken out and kept compressed in this process, where the region
- * is MADV_DONTFORK; whoever touches one, guest, VMM or kernel, gets it back.
+ *      Where a region is MADV_DONTFORK idle pages may be taken out and kept compressed in this
+ *      process; whoever touches one, guest, VMM or kernel, gets it back.
  *   4. When the VMM gives memory back (balloon, free page reporting: what it would do with
  *      MADV_DONTNEED), it calls bh_discard() instead. When it unmaps or remaps guest RAM,
  *      bh_region_del() first.

@@ -22,8 +22,7 @@
 	1000 /* a VM's start may wait this long, once, for a daemon that accepts but does not \
 		answer */
 #define RETRY_MS 1000
-/* Which protocol has PAGER; how often it is sent at most. */
-#define PAGER_VERSION 3
+/* How often PAGER is sent at most. */
 #define PAGER_TELL_US 500000
 #define SEND_MS	      5000
 
@@ -208,7 +207,7 @@ static int tell_pager(struct bh_agent *a, bool at_once)
 {
 	const struct wire_pager now = {
 		.pages = a->pager.pages,
-		.pool_bytes = pager_pool_bytes(a),
+		.pool_bytes = a->pager.pool_bytes,
 		.out_total = a->pager.out_total,
 		.in_total = a->pager.in_total,
 		.zero_total = a->pager.zero_total,
@@ -217,7 +216,7 @@ static int tell_pager(struct bh_agent *a, bool at_once)
 		.sample_faults = a->pager.sample_faults,
 	};
 
-	if (a->version < PAGER_VERSION || memcmp(&now, &a->pager_told, sizeof(now)) == 0 ||
+	if (a->version < WIRE_PAGER_VERSION || memcmp(&now, &a->pager_told, sizeof(now)) == 0 ||
 	    (!at_once && now_us() - a->pager_told_us < PAGER_TELL_US))
 		return 0;
 	a->pager_told = now;
@@ -285,7 +284,8 @@ static int send_done(struct bh_agent *a, u32 seq, u32 nr_segments)
 /* While pages are out, what comes back is told soon. < 0: nothing to wake up for. */
 static int wait_ms(const struct bh_agent *a, int reads_ms)
 {
-	int pager_ms = a->version >= PAGER_VERSION && a->pager.pages ? PAGER_TELL_US / 1000 : -1;
+	int pager_ms = a->version >= WIRE_PAGER_VERSION && a->pager.pages ? PAGER_TELL_US / 1000
+									  : -1;
 
 	if (reads_ms < 0 || pager_ms < 0)
 		return MAX(reads_ms, pager_ms);

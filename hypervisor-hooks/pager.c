@@ -126,6 +126,14 @@ bool pager_holds(const struct bh_region *r, u64 page)
 	return slot && *slot;
 }
 
+/* The first page from @page on, below @end, whose chunk has pages out; @end: there is none. */
+static u64 skip_to_out(const struct bh_region *r, u64 page, u64 end)
+{
+	while (page < end && !r->out_nr[page / CHUNK_PAGES])
+		page = ROUND_DOWN(page, CHUNK_PAGES) + CHUNK_PAGES;
+	return MIN(page, end);
+}
+
 static bool is_zero(const u8 *page)
 {
 	return page[0] == 0 && memcmp(page, page + 1, PAGE_BYTES - 1) == 0;
@@ -179,6 +187,7 @@ int pager_put(struct bh_agent *a, struct bh_region *r, u64 page, const void *con
 	object = pool_add(a->pool, packed, (u32)bytes);
 	if (object == POOL_NONE)
 		return -ENOSPC;
+	a->pager.pool_bytes = pool_bytes(a->pool);
 	*slot = object | (note_sample(a, r, page, round) ? OUT_SAMPLE : 0);
 	r->out_nr[page / CHUNK_PAGES]++;
 	a->pager.pages++;
@@ -189,6 +198,7 @@ int pager_put(struct bh_agent *a, struct bh_region *r, u64 page, const void *con
 static void forget(struct bh_agent *a, struct bh_region *r, u64 page, u32 *slot)
 {
 	pool_del(a->pool, *slot & ~OUT_SAMPLE);
+	a->pager.pool_bytes = pool_bytes(a->pool);
 	*slot = 0;
 	r->out_nr[page / CHUNK_PAGES]--;
 	a->pager.pages--;
@@ -196,17 +206,11 @@ static void forget(struct bh_agent *a, struct bh_region *r, u64 page, u32 *slot)
 
 void pager_drop(struct bh_agent *a, struct bh_region *r, u64 page, u64 nr)
 {
-	for (u64 p = page, end = page + nr; p < end; p++) {
-		u32 *slot;
+	u64 end = page + nr;
 
-		if (!r->out_nr[p / CHUNK_PAGES]) {
-			p = ROUND_DOWN(p, CHUNK_PAGES) + CHUNK_PAGES - 1;
-			continue;
-		}
-		slot = out_slot(r, p);
-		if (*slot)
-			forget(a, r, p, slot);
-	}
+	for (u64 p = skip_to_out(r, page, end); p < end; p = skip_to_out(r, p + 1, end))
+		if (pager_holds(r, p))
+			forget(a, r, p, out_slot(r, p));
 }
 
 int pager_fill(struct bh_agent *a, struct bh_region *r, u64 page)
@@ -230,13 +234,16 @@ int pager_fill(struct bh_agent *a, struct bh_region *r, u64 page)
 	 */
 	for (u32 tries = 0;; tries++) {
 		err = uffd_copy(a->uffd, page_hva(r, page), a->fill, PAGE_BYTES);
-		if (err == 0 || err == -EEXIST || err == -ESRCH || tries > FILL_TRIES)
+		if (err == 0 || err == -EEXIST || err == -ENOENT || err == -ESRCH ||
+		    tries > FILL_TRIES)
 			break;
 		if (err != -EAGAIN)
 			usleep(FILL_PAUSE_US);
 	}
-	if (err == -ESRCH)
-		return err; /* the process is being torn down */
+	/* The process is being torn down; or the VMM has just mapped something else there, which it
+	 * tells next (bh_replace_end()): the event was of what was there before. */
+	if (err == -ESRCH || err == -ENOENT)
+		return err;
 	if (err < 0) {
 		agent_log(a,
 			  "cannot bring a guest page back (%s): stopping the VM rather than "
@@ -252,19 +259,11 @@ int pager_fill(struct bh_agent *a, struct bh_region *r, u64 page)
 
 void pager_restore(struct bh_agent *a, struct bh_region *r)
 {
-	for (u64 p = 0; p < r->bytes >> PAGE_SHIFT; p++) {
-		if (!r->out_nr[p / CHUNK_PAGES]) {
-			p = ROUND_DOWN(p, CHUNK_PAGES) + CHUNK_PAGES - 1;
-			continue;
-		}
+	u64 end = r->bytes >> PAGE_SHIFT;
+
+	for (u64 p = skip_to_out(r, 0, end); p < end; p = skip_to_out(r, p + 1, end))
 		if (pager_fill(a, r, p) == 0)
 			uffd_wake(a->uffd, page_hva(r, p), PAGE_BYTES);
-	}
-}
-
-u64 pager_pool_bytes(const struct bh_agent *a)
-{
-	return a->pool ? pool_bytes(a->pool) : 0;
 }
 
 void pager_free(struct bh_agent *a)

@@ -4,7 +4,7 @@
  * objects, compressed pages, in one stretch of reserved address space.
  *
  * Slabs of 64 KiB, each for objects of one size, a multiple of 128 bytes. A slab without objects is
- * given back to the kernel. Cost: half a step (64 bytes) an object on average, and 8 bytes a slab.
+ * given back to the kernel. Cost: half a step (64 bytes) an object on average, and 16 bytes a slab.
  *
  * It calls no allocator once it is made, so that it may be used where none may be called (agent.h,
  * rule iii). Not thread-safe.

@@ -207,6 +207,9 @@ static int discard_in_region(struct bh_agent *a, struct bh_region *r, u64 page, 
 					     advice) < 0
 				      ? -errno
 				      : 0;
+			/* Only now: what could not be discarded is still the guest's. */
+			if (err == 0)
+				pager_drop(a, r, page, nr);
 		}
 		if (first_err == 0)
 			first_err = err;
@@ -280,12 +283,11 @@ int bh_discard(struct bh_agent *a, void *from, size_t bytes, int advice)
 		}
 		page = (at - r->hva) >> PAGE_SHIFT;
 		page_end = (part_end - r->hva) >> PAGE_SHIFT;
-		pager_drop(a, r, page, page_end - page);
+		err = discard_in_region(a, r, page, page_end, advice);
 		/* An emptied chunk is let go: its first touches shall be the kernel's again. */
 		for (u64 c = DIV_ROUND_UP(page, CHUNK_PAGES); (c + 1) * CHUNK_PAGES <= page_end;
 		     c++)
 			chunk_release(a, r, c);
-		err = discard_in_region(a, r, page, page_end, advice);
 	}
 	tell = a->nr_discards || a->resync;
 	pthread_mutex_unlock(&a->lock);

@@ -50,6 +50,7 @@
 #define WIRE_MAGIC	    0x54534c42u /* "BLST" */
 #define WIRE_VERSION_LOWEST 1
 #define WIRE_VERSION	    3
+#define WIRE_PAGER_VERSION  3 /* the first with PAGE_OUT and PAGER */
 #define WIRE_NAME_MAX	    64
 #define WIRE_UUID_MAX	    40
 

@@ -160,6 +160,8 @@ int engine_vm_add(struct engine *e, pid_t pid, struct ksm_domain *d, enum ksm_mo
 	vm->interval_us = first_interval(e);
 	vm->cpu_us = least_cpu(e);
 	vm->image_request.fd = -1;
+	/* Not a number of before a restart, which its agent may still be counting. */
+	vm->sample_round = (u32)now_us();
 	vm->next = e->vms;
 	e->vms = vm;
 	*ret = vm;

@@ -159,7 +159,7 @@ void engine_share(struct ksm_vm *vm);
  * ones that were not written for some passes, memory that was not written for longest first; never
  * huge pages. Each round begins where the last one ended. Returns how many it asks for (fewer:
  * there are not more such pages, or the VM is busy). What becomes of them is counted in
- * paged_out_total.
+ * the agent's.
  */
 u64 engine_page_out(struct ksm_vm *vm, u64 pages);
 /* The same for @nr pages anywhere in the private memory that is known to be there, written or not:
@@ -178,7 +178,6 @@ struct ksm_vm_stats {
 	u64 scanned_total, hashed_total, merged_total, zeroed_total, broken_total, discarded_total,
 		unmerged_total, failed_total, pinned_total, passes_total, repaired_total,
 		image_total,	   /* pages that began as an image's */
-		paged_out_total,   /* taken out of the guest */
 		read_shared_total; /* of merged_total: found by share on read */
 	/* Chunks of 2 MiB that are huge pages and kept so; pages that splitting those would save,
 	 * as far as is known; chunks that were split to share. */

@@ -215,20 +215,21 @@ static void settle_failed(struct ksm_vm *vm, struct ksm_region *r, u32 page, s32
 /* Of a page that should leave the guest. */
 static void settle_out(struct ksm_vm *vm, struct ksm_region *r, u32 page, s32 status)
 {
-	/* What is still there is looked at anew. */
-	enum page_state next = PG_FRESH;
+	/* It does not compress, is pinned, or there is no room: not asked for again for long. */
+	enum page_state next = PG_HELD;
 
 	switch (status) {
 	case 0: /* it is absent now, and when it comes back the kernel says that it was written */
 	case -ENOENT:
 		next = PG_NONE;
-		vm->stats.paged_out_total += status == 0;
-		break;
-	case -EFBIG: /* it does not compress: not asked for again for long */
-		next = PG_HELD;
 		break;
 	case -ENOTSUP: /* nothing of this VM may be taken out */
 		vm->out_refused = true;
+		next = PG_FRESH;
+		break;
+	case -EAGAIN: /* it is another kind of page by now */
+	case -ECANCELED:
+		next = PG_FRESH;
 		break;
 	}
 	page_unpend(r, page, next);

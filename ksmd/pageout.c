@@ -9,6 +9,9 @@
 
 /* Looks in a row that found nothing written in a page's window. */
 #define QUIET_LOOKS 2
+/* Pages that are looked at in one call: a millisecond of the main thread. The next call goes on
+ * from there. */
+#define LOOKS_MAX (1u << 20)
 /* Guesses for one sample: memory is mostly there, and mostly private. */
 #define SAMPLE_TRIES 16
 
@@ -47,67 +50,68 @@ static u32 run_from(const struct ksm_region *r, u32 page, u32 end)
 	return n;
 }
 
-/* Of one window. Returns where it stopped. */
-static u32 window_out(struct ksm_region *r, u32 page, u32 end, u64 *missing, bool *full)
-{
-	while (page < end && *missing && !*full) {
-		u32 nr = (u32)MIN((u64)run_from(r, page, end), *missing);
+/* What one call may still do. */
+struct hand {
+	u64 missing; /* pages */
+	u32 looks;
+	bool full; /* the VM's queue takes no more */
+};
 
-		if (!nr) {
-			page++;
-			continue;
-		}
-		*full = !queue_out(r, page, nr, 0);
-		if (*full)
+static bool goes_on(const struct hand *h)
+{
+	return h->missing && h->looks && !h->full;
+}
+
+/* Of one window. Returns where it stopped. */
+static u32 window_out(struct ksm_region *r, u32 page, u32 end, struct hand *h)
+{
+	for (u32 nr; page < end && goes_on(h); page += MAX(nr, 1u)) {
+		nr = (u32)MIN((u64)run_from(r, page, end), h->missing);
+		h->looks -= MIN(h->looks, MAX(nr, 1u));
+		if (nr && !queue_out(r, page, nr, 0)) {
+			h->full = true;
 			break;
-		*missing -= nr;
-		page += nr;
+		}
+		h->missing -= nr;
 	}
 	return page;
 }
 
 /* Once around all of the VM's memory, from where the last round ended: windows that were quiet for
- * so many looks. True: that was not enough. */
-static bool round_out(struct ksm_vm *vm, u32 quiet, u64 *missing)
+ * so many looks. */
+static void round_out(struct ksm_vm *vm, u32 quiet, struct hand *h)
 {
-	bool full = false;
-
-	for (u32 turns = 0; *missing && !full && turns <= vm->nr_regions; turns++) {
+	for (u32 turns = 0; goes_on(h) && vm->nr_regions && turns <= vm->nr_regions; turns++) {
 		struct ksm_region *r;
 
 		if (vm->out_region >= vm->nr_regions)
 			vm->out_region = vm->out_page = 0;
-		if (!vm->nr_regions)
-			break;
 		r = vm->regions[vm->out_region];
-		while (!r->gone && vm->out_page < r->nr_pages && *missing && !full) {
+		while (!r->gone && vm->out_page < r->nr_pages && goes_on(h)) {
 			u32 end = MIN(ROUND_DOWN(vm->out_page, WINDOW_PAGES) + WINDOW_PAGES,
 				      r->nr_pages);
+			bool skip = page_window(r, vm->out_page)->quiet < quiet;
 
-			if (page_window(r, vm->out_page)->quiet < quiet)
-				vm->out_page = end;
-			else
-				vm->out_page = window_out(r, vm->out_page, end, missing, &full);
+			vm->out_page = skip ? end : window_out(r, vm->out_page, end, h);
 		}
-		if (*missing && !full) {
+		if (goes_on(h)) {
 			vm->out_region++;
 			vm->out_page = 0;
 		}
 	}
-	return *missing && !full;
 }
 
 u64 engine_page_out(struct ksm_vm *vm, u64 pages)
 {
-	u64 missing = pages;
+	struct hand h = { .missing = pages, .looks = LOOKS_MAX };
 
 	if (!may_page_out(vm))
 		return 0;
+	round_out(vm, QUIET_LOOKS, &h);
 	/* A page that was not written for a pass lies among others that were, if it must be. */
-	if (round_out(vm, QUIET_LOOKS, &missing))
-		round_out(vm, 0, &missing);
+	round_out(vm, 0, &h);
 	ops_pump(vm);
-	return pages - missing;
+	return pages - h.missing;
 }
 
 static u64 next_random(u64 *seed)
@@ -137,7 +141,7 @@ u32 engine_sample(struct ksm_vm *vm, u32 nr, u64 *seed)
 	u64 pages = 0;
 	u32 found = 0;
 
-	vm->sample_round = vm->sample_round == UINT32_MAX ? 1 : vm->sample_round + 1;
+	vm->sample_round = vm->sample_round + 1 ?: 1;
 	for (u32 i = 0; i < vm->nr_regions; i++)
 		pages += vm->regions[i]->nr_pages;
 	for (u32 tries = 0; pages && may_page_out(vm) && found < nr && tries < nr * SAMPLE_TRIES;
