@@ -161,24 +161,36 @@ int proc_memory(pid_t pid, struct proc_memory *ret)
 	return 0;
 }
 
-int proc_status_bytes(pid_t pid, const char *key, u64 *ret_bytes)
+/* The values of @nr keys, in the order of the file. */
+static int status_bytes(pid_t pid, const char *const *keys, u64 **ret_bytes, u32 nr)
 {
 	FILE *f = proc_fopen(pid, "status");
-	size_t n = strlen(key);
 	char line[256];
-	int r = -ENOENT;
+	u32 found = 0;
 
 	if (!f)
 		return -errno;
-	while (fgets(line, sizeof(line), f)) {
-		if (strncmp(line, key, n) == 0 && line[n] == ':') {
-			*ret_bytes = strtoull(line + n + 1, NULL, 10) * 1024;
-			r = 0;
-			break;
-		}
+	while (found < nr && fgets(line, sizeof(line), f)) {
+		size_t n = strlen(keys[found]);
+
+		if (strncmp(line, keys[found], n) == 0 && line[n] == ':')
+			*ret_bytes[found++] = strtoull(line + n + 1, NULL, 10) * 1024;
 	}
 	fclose(f);
-	return r;
+	return found == nr ? 0 : -ENOENT;
+}
+
+int proc_status_bytes(pid_t pid, const char *key, u64 *ret_bytes)
+{
+	return status_bytes(pid, &key, &ret_bytes, 1);
+}
+
+int proc_rss(pid_t pid, struct proc_rss *ret)
+{
+	static const char *const keys[] = { "RssAnon", "RssShmem" };
+	u64 *values[] = { &ret->anon, &ret->shmem };
+
+	return status_bytes(pid, keys, values, ARRAY_SIZE(keys));
 }
 
 int proc_cmdline(pid_t pid, char *buf, size_t size, size_t *ret_len)

@@ -40,6 +40,13 @@ struct proc_memory {
 };
 int proc_memory(pid_t pid, struct proc_memory *ret);
 
+/* Resident memory of /proc/PID/status, bytes: anonymous pages, and those of shared memory and of
+ * the store. Cheap, where proc_memory() walks page tables. */
+struct proc_rss {
+	u64 anon, shmem;
+};
+int proc_rss(pid_t pid, struct proc_rss *ret);
+
 /* A value in kB of /proc/PID/status ("VmPTE", "VmLck", ...), in bytes. */
 int proc_status_bytes(pid_t pid, const char *key, u64 *ret_bytes);
 

@@ -66,7 +66,7 @@ int balloon_report_json(json_t *vm, const struct balloon_view *b)
 	r |= put_u64(vm, "balloon_target_bytes", b->has_target, b->target_bytes);
 	if (!b->linked)
 		return r;
-	r |= put_text(vm, "balloon_reason", b->reason);
+	r |= put_text(vm, "balloon_reason", controller_reason_name(b->reason));
 	r |= put_text(vm, "balloon_driver", b->driver);
 	r |= put_text(vm, "guest_run", b->run);
 	r |= put_u64(vm, "balloon_actual_bytes", b->has_actual, b->actual_bytes);

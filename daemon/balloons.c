@@ -41,8 +41,9 @@ struct balloon {
 	struct controller controller;
 	struct controller_config cfg;
 	struct controller_decision last;
-	bool has_wish, has_policy_wish, restored;
-	u64 wish_bytes, policy_bytes;
+	bool has_wish, restored;
+	u64 wish_bytes;
+	u64 policy_bytes;	 /* the policy's wish; 0: none */
 	u64 spare_bytes;	 /* that the guest could spare, by what it said last */
 	char said[QMP_TEXT_MAX]; /* the last trouble that was logged */
 };
@@ -63,7 +64,7 @@ static bool is_ours(const struct balloon *b)
 /* What counts: the administrator's wish, else the policy's. 0: none. */
 static u64 wished(const struct balloon *b)
 {
-	return b->has_wish ? b->wish_bytes : b->has_policy_wish ? b->policy_bytes : 0;
+	return b->has_wish ? b->wish_bytes : b->policy_bytes;
 }
 
 static void write_wish(FILE *f, const struct saved *s)
@@ -81,7 +82,7 @@ static int write_wishes(const struct core *c, FILE *f)
 	for (const struct vm *vm = c->vms; vm; vm = vm->next) {
 		const struct balloon *b = vm->balloon;
 
-		if (b && (b->has_wish || b->has_policy_wish || is_ours(b)))
+		if (b && (wished(b) || is_ours(b)))
 			write_wish(f, &(struct saved){ vm->pid, vm->starttime, b->wish_bytes,
 						       b->policy_bytes });
 	}
@@ -144,10 +145,9 @@ static void restore_wish(struct balloon *b)
 		b->restored = true;
 		b->wish_bytes = all->saved[i].bytes;
 		b->has_wish = b->wish_bytes != 0;
-		b->policy_bytes = all->saved[i].policy_bytes;
 		/* With the policy off, what it took is given back. */
-		b->has_policy_wish = b->policy_bytes &&
-				     b->vm->core->config.policy_mode == POLICY_ACT;
+		if (b->vm->core->config.policy_mode == POLICY_ACT)
+			b->policy_bytes = all->saved[i].policy_bytes;
 		all->saved[i] = all->saved[--all->nr_saved];
 		log_info("VM %s: balloon: the wish of before the restart stands (%llu MiB%s)",
 			 b->vm->name, (unsigned long long)wished(b) >> 20,
@@ -415,7 +415,7 @@ void balloon_policy(struct vm *vm, s64 change_bytes)
 	if (!b || !b->bvm || b->has_wish || !bvm_linked(b->bvm))
 		return;
 	i = bvm_info(b->bvm);
-	if (!i->has_actual || !i->ram_bytes || (!change_bytes && !b->has_policy_wish))
+	if (!i->has_actual || !i->ram_bytes || (!change_bytes && !b->policy_bytes))
 		return;
 	to = change_bytes < 0 && (u64)-change_bytes > i->actual_bytes
 		     ? 0
@@ -429,7 +429,6 @@ void balloon_policy(struct vm *vm, s64 change_bytes)
 	if (to == b->policy_bytes)
 		return;
 	b->policy_bytes = to;
-	b->has_policy_wish = to != 0;
 	vm->core->balloons->changed = true;
 	bvm_poll(b->bvm);
 }
@@ -438,9 +437,8 @@ void balloon_policy_end(struct vm *vm)
 {
 	struct balloon *b = vm->balloon;
 
-	if (!b || !b->has_policy_wish)
+	if (!b || !b->policy_bytes)
 		return;
-	b->has_policy_wish = false;
 	b->policy_bytes = 0;
 	vm->core->balloons->changed = true;
 	if (b->bvm)
@@ -480,7 +478,7 @@ void balloon_view(const struct vm *vm, struct balloon_view *ret)
 		return;
 	PUT(ret->state, "%s", state_of(b));
 	ret->has_wish = wished(b) != 0;
-	ret->policy_wish = !b->has_wish && b->has_policy_wish;
+	ret->policy_wish = !b->has_wish && b->policy_bytes;
 	ret->wish_bytes = wished(b);
 	ret->stuck = b->controller.stuck;
 	ret->has_target = b->controller.target_bytes != 0;
@@ -507,7 +505,7 @@ void balloon_view(const struct vm *vm, struct balloon_view *ret)
 				"tells statistics");
 	else
 		PUT(ret->error, "%s", bvm_target_error(b->bvm));
-	PUT(ret->reason, "%s", controller_reason_name(b->last.reason));
+	ret->reason = b->last.reason;
 	PUT(ret->run, "%s", bvm_run_name(i->run));
 	PUT(ret->driver, "%s", bvm_driver_name(i->driver));
 	ret->ram_bytes = i->ram_bytes;

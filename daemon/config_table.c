@@ -25,7 +25,7 @@ static const char *count_text(char buf[PARSE_TEXT_MAX], u64 value)
 }
 
 /* 0 is a number like others for the parser, and a word for people. */
-static int number_or_off(const char *s, u64 *ret)
+static int number_or_word_off(const char *s, int (*number)(const char *s, u64 *ret), u64 *ret)
 {
 	bool on;
 
@@ -33,7 +33,12 @@ static int number_or_off(const char *s, u64 *ret)
 		*ret = 0;
 		return 0;
 	}
-	return number_count(s, ret);
+	return number(s, ret);
+}
+
+static int number_or_off(const char *s, u64 *ret)
+{
+	return number_or_word_off(s, number_count, ret);
 }
 
 static const char *or_off_text(char buf[PARSE_TEXT_MAX], u64 value)
@@ -43,13 +48,7 @@ static const char *or_off_text(char buf[PARSE_TEXT_MAX], u64 value)
 
 static int number_bytes_or_off(const char *s, u64 *ret)
 {
-	bool on;
-
-	if (parse_bool(s, &on) == 0 && !on) {
-		*ret = 0;
-		return 0;
-	}
-	return parse_bytes(s, ret);
+	return number_or_word_off(s, parse_bytes, ret);
 }
 
 static const char *bytes_or_off_text(char buf[PARSE_TEXT_MAX], u64 value)
@@ -448,22 +447,22 @@ void config_defaults(struct config *c)
 	config_derive_paths(c);
 }
 
+static const char *word_for(const struct word *words, u64 value)
+{
+	for (; words->word; words++)
+		if (words->value == value)
+			return words->word;
+	return "?";
+}
+
 const char *share_mode_name(enum share_mode m)
 {
-	for (const struct word *w = share_words; w->word; w++) {
-		if (w->value == (u64)m)
-			return w->word;
-	}
-	return "?";
+	return word_for(share_words, m);
 }
 
 const char *policy_mode_name(enum policy_mode m)
 {
-	for (const struct word *w = mode_words; w->word; w++) {
-		if (w->value == (u64)m)
-			return w->word;
-	}
-	return "?";
+	return word_for(mode_words, m);
 }
 
 static const char *value_text(const struct setting *s, const void *base, char buf[PARSE_TEXT_MAX])
@@ -476,11 +475,7 @@ static const char *value_text(const struct setting *s, const void *base, char bu
 	value = load_number(src, s->size);
 	if (s->type->number_text)
 		return s->type->number_text(buf, value);
-	for (const struct word *w = s->type->words; w->word; w++) {
-		if (w->value == value)
-			return w->word;
-	}
-	return "?";
+	return word_for(s->type->words, value);
 }
 
 /* The keys of a section with, above each, what it accepts and why its default is what it is. */

@@ -19,7 +19,7 @@ struct policy_config plan_config(const struct config *c)
 	return cfg;
 }
 
-u64 plan_resident(const struct view *v, const struct vm_view *vm, u64 anon, u64 shmem)
+u64 plan_resident(const struct view *v, const struct vm_view *vm, const struct proc_rss *rss)
 {
 	u64 shared = vm->shared_pages * PAGE_BYTES, part = shared;
 	s64 saved;
@@ -27,7 +27,7 @@ u64 plan_resident(const struct view *v, const struct vm_view *vm, u64 anon, u64 
 	/* saved = shared and zero pages, less the part of the store. */
 	if (view_vm_saved_bytes(v, vm, &saved))
 		part = (u64)MAX((s64)(shared + vm->zero_pages * PAGE_BYTES) - saved, 0);
-	return anon + (shmem > shared ? shmem - shared : 0) + part;
+	return rss->anon + (rss->shmem > shared ? rss->shmem - shared : 0) + part;
 }
 
 static enum policy_run run_of(const struct balloon_view *b)
@@ -40,16 +40,20 @@ static enum policy_run run_of(const struct balloon_view *b)
 /* Would its controller (balloon/controller.h) follow a smaller target now? */
 static bool balloon_follows(const struct balloon_view *b)
 {
-	static const char *const not_now[] = { "holdoff", "stuck",    "reboot",
-					       "silent",  "pressure", "stale" };
-
 	/* The administrator's wish is not overruled. */
 	if (b->has_wish && !b->policy_wish)
 		return false;
-	for (size_t i = 0; i < ARRAY_SIZE(not_now); i++)
-		if (strcmp(b->reason, not_now[i]) == 0)
-			return false;
-	return true;
+	switch (b->reason) {
+	case CONTROLLER_HOLDOFF:
+	case CONTROLLER_STUCK:
+	case CONTROLLER_REBOOT:
+	case CONTROLLER_SILENT:
+	case CONTROLLER_PRESSURE:
+	case CONTROLLER_STALE:
+		return false;
+	default:
+		return true;
+	}
 }
 
 static void fill(struct policy_vm *p, const struct vm_view *vm)
@@ -71,7 +75,7 @@ static void fill(struct policy_vm *p, const struct vm_view *vm)
 		.guest_spare_bytes = MIN(b->spare_bytes, b->actual_bytes > b->floor_bytes
 								 ? b->actual_bytes - b->floor_bytes
 								 : 0),
-		.pressure = strcmp(b->reason, "pressure") == 0,
+		.pressure = b->reason == CONTROLLER_PRESSURE,
 		.working_set_bytes = vm->working_set_bytes,
 	};
 	/* What the administrator took is not the policy's to give back. */

@@ -10,6 +10,7 @@
 #ifndef BALLAST_DAEMON_PLAN_H
 #define BALLAST_DAEMON_PLAN_H
 
+#include "common/procfs.h"
 #include "daemon/config.h"
 #include "daemon/decisions.h"
 #include "daemon/view.h"
@@ -34,8 +35,8 @@ void plan_free(struct plan *p);
 
 /*
  * The host's memory that a VM takes, from what its process has mapped: a page that is in the store
- * counts as its part of it. @anon, @shmem: RssAnon and RssShmem of /proc/PID/status.
+ * counts as its part of it.
  */
-u64 plan_resident(const struct view *v, const struct vm_view *vm, u64 anon, u64 shmem);
+u64 plan_resident(const struct view *v, const struct vm_view *vm, const struct proc_rss *rss);
 
 #endif

@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: MIT */
-#include "balloon/controller.h"
 #include "daemon/json_make.h"
 #include "daemon/plan_report.h"
 
@@ -58,12 +57,8 @@ static const char *held(const struct vm_view *vm, const struct policy_vm *p)
 	if (b->has_wish && !b->policy_wish)
 		return "an administrator said how much it shall do with (ballastctl balloon VM off "
 		       "ends that)";
-	if (!(p->allowed >> POLICY_BALLOON & 1) || p->run != POLICY_RUNNING) {
-		for (u32 i = 0; i < CONTROLLER_NR_REASONS; i++)
-			if (strcmp(controller_reason_name((enum controller_reason)i), b->reason) ==
-			    0)
-				return controller_reason_text((enum controller_reason)i);
-	}
+	if (!(p->allowed >> POLICY_BALLOON & 1) || p->run != POLICY_RUNNING)
+		return controller_reason_text(b->reason);
 	if (!p->has_stats)
 		return "its guest says nothing of its memory";
 	if (!p->guest_spare_bytes)

@@ -8,7 +8,7 @@
 #define BALLAST_DAEMON_VIEW_H
 
 #include <sys/types.h>
-#include "balloon/guest_stats.h"
+#include "balloon/controller.h"
 #include "common/types.h"
 #include "tiering/policy.h"
 
@@ -18,8 +18,9 @@ struct balloon_view {
 	/* "up", "no-device", "connecting", "busy" (its QMP socket is another's), "failed", or
 	 * "none" (no socket is known); error says why in a sentence, if anything is wrong. */
 	char state[16], error[240];
-	bool linked;			      /* what follows is of now */
-	char run[16], driver[16], reason[16]; /* names of balloon_vm.h and controller.h */
+	bool linked;		  /* what follows is of now */
+	char run[16], driver[16]; /* names of balloon_vm.h */
+	enum controller_reason reason;
 	bool has_actual;
 	u64 actual_bytes, ram_bytes;
 	bool stuck;

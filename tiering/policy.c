@@ -167,15 +167,20 @@ static u64 could_take(const struct step *s, const struct policy_vm *vm)
 	return sum + MIN(out, out_of_use(s, vm));
 }
 
-/* The lowest priority above @done of a VM; @done < 0: of all. < 0: there is none. */
-static s64 next_class(const struct policy_input *in, s64 done)
+/* The class (of equal priority) after @from, upwards (@up 1) or downwards (-1). CLASS_NONE: there
+ * is none. To begin with: CLASS_LOWEST, CLASS_HIGHEST. */
+#define CLASS_NONE    (-2)
+#define CLASS_LOWEST  (-1)
+#define CLASS_HIGHEST ((s64)UINT32_MAX + 1)
+
+static s64 next_class(const struct policy_input *in, s64 from, int up)
 {
-	s64 next = -1;
+	s64 next = CLASS_NONE;
 
 	for (u32 i = 0; i < in->nr_vms; i++) {
 		s64 p = in->vms[i].priority;
 
-		if (p > done && (next < 0 || p < next))
+		if ((p - from) * up > 0 && (next == CLASS_NONE || (next - p) * up > 0))
 			next = p;
 	}
 	return next;
@@ -195,22 +200,31 @@ static struct claim claim_of(const struct step *s, const struct policy_vm *vm)
 	};
 }
 
-/* What everyone is entitled to: class by class. Returns what goes. */
-static u64 entitle(struct step *s, u64 bytes, struct claim *claims, u64 *floors)
+/* What everyone is entitled to, class by class: each gives all that it may, but for the last one,
+ * which is solved. Returns what goes. */
+static u64 entitle(struct step *s, u64 bytes, struct claim *claims, const u64 *floors)
 {
 	const struct policy_input *in = s->in;
 	u64 *entitled = s->plan->entitled, going = 0;
 
-	for (s64 class = next_class(in, -1); class >= 0 && going < bytes;
-	     class = next_class(in, class)) {
-		/* Who is not of the class keeps what it has by now. */
+	for (s64 class = next_class(in, CLASS_LOWEST, 1); class != CLASS_NONE && going < bytes;
+	     class = next_class(in, class, 1)) {
+		u64 most = 0;
+
 		for (u32 i = 0; i < in->nr_vms; i++) {
+			bool gives = in->vms[i].priority == class;
+
+			/* Who is not of the class keeps what it has by now. */
 			claims[i].bytes = entitled[i];
-			claims[i].floor_bytes = in->vms[i].priority == class ? floors[i]
-									     : entitled[i];
+			claims[i].floor_bytes = gives ? floors[i] : entitled[i];
+			most += claims[i].bytes - claims[i].floor_bytes;
 		}
-		going += entitlement(claims, in->nr_vms, s->cfg->idle_tax_permille, bytes - going,
-				     entitled);
+		if (most > bytes - going)
+			return going + entitlement(claims, in->nr_vms, s->cfg->idle_tax_permille,
+						   bytes - going, entitled);
+		for (u32 i = 0; i < in->nr_vms; i++)
+			entitled[i] = claims[i].floor_bytes;
+		going += most;
 	}
 	return going;
 }
@@ -296,47 +310,43 @@ static u64 room_of(const struct step *s, const struct policy_vm *vm)
 	return vm->max_bytes ? MIN(taken, above(vm->max_bytes, vm->resident_bytes)) : taken;
 }
 
-/* Divides @bytes by shares among the VMs of a class, to none more than its room (which is used up
- * here): who needs less leaves it to the others. Returns what is left. */
+static u64 by_shares(u64 bytes, const struct policy_vm *vm, u64 all_shares)
+{
+	return (u64)((__uint128_t)bytes * MAX(vm->shares, 1u) / all_shares);
+}
+
+/* Divides @bytes by shares among the VMs of a class, to none more than its room, which is used up
+ * here: who needs less leaves it to the others. Returns what is left. */
 static u64 give_class(struct step *s, u64 bytes, s64 class, u64 *room)
 {
 	const struct policy_input *in = s->in;
-	bool filled = true;
+	u64 shares, left;
+	bool filled;
 
-	while (filled) {
-		u64 shares = 0, left = bytes;
-
+	do {
+		shares = 0;
+		left = bytes;
 		filled = false;
 		for (u32 i = 0; i < in->nr_vms; i++)
-			shares += in->vms[i].priority == class && room[i]
-					  ? MAX(in->vms[i].shares, 1u)
-					  : 0;
+			if (in->vms[i].priority == class && room[i])
+				shares += MAX(in->vms[i].shares, 1u);
 		for (u32 i = 0; i < in->nr_vms; i++) {
 			const struct policy_vm *vm = &in->vms[i];
-			u64 part_of;
 
-			if (vm->priority != class || !room[i])
-				continue;
-			part_of = (u64)((__uint128_t)left * MAX(vm->shares, 1u) / shares);
-			if (room[i] > part_of)
+			if (vm->priority != class || !room[i] ||
+			    room[i] > by_shares(left, vm, shares))
 				continue;
 			bytes -= give_to(s, i, room[i], POLICY_HOST_HAS);
 			room[i] = 0;
 			filled = true;
 		}
-		if (filled)
-			continue;
-		for (u32 i = 0; i < in->nr_vms; i++) {
-			const struct policy_vm *vm = &in->vms[i];
+	} while (filled);
+	for (u32 i = 0; i < in->nr_vms; i++) {
+		const struct policy_vm *vm = &in->vms[i];
 
-			if (vm->priority != class || !room[i])
-				continue;
-			bytes -= give_to(
-				s, i,
-				ROUND_DOWN((u64)((__uint128_t)left * MAX(vm->shares, 1u) / shares),
-					   PAGE_BYTES),
-				POLICY_HOST_HAS);
-		}
+		if (vm->priority == class && room[i])
+			bytes -= give_to(s, i, ROUND_DOWN(by_shares(left, vm, shares), PAGE_BYTES),
+					 POLICY_HOST_HAS);
 	}
 	return bytes;
 }
@@ -346,23 +356,14 @@ static void give(struct step *s, u64 bytes)
 {
 	const struct policy_input *in = s->in;
 	u64 *room = calloc(in->nr_vms + 1, sizeof(room[0]));
-	s64 above_all = (s64)UINT32_MAX + 1;
 
 	if (!room)
 		return; /* in the next step, then */
 	for (u32 i = 0; i < in->nr_vms; i++)
 		room[i] = room_of(s, &in->vms[i]);
-	while (bytes >= PAGE_BYTES) {
-		s64 class = -1;
-
-		for (u32 i = 0; i < in->nr_vms; i++)
-			if (in->vms[i].priority < above_all)
-				class = MAX(class, (s64)in->vms[i].priority);
-		if (class < 0)
-			break;
+	for (s64 class = next_class(in, CLASS_HIGHEST, -1);
+	     class != CLASS_NONE && bytes >= PAGE_BYTES; class = next_class(in, class, -1))
 		bytes = give_class(s, bytes, class, room);
-		above_all = class;
-	}
 	free(room);
 }
 

@@ -73,7 +73,7 @@ Test(plan, a_guest_under_pressure_gets_its_memory)
 			  .nr_vms = 1 };
 	struct plan p;
 
-	strcpy(vm.balloon.reason, "pressure");
+	vm.balloon.reason = CONTROLLER_PRESSURE;
 	cr_assert_eq(plan_of(&v, &p), 0);
 	cr_assert_eq(p.policy.nr_actions, 1u);
 	cr_expect(!p.policy.actions[0].take && p.policy.actions[0].bytes == MIB(100));
@@ -96,7 +96,9 @@ Test(plan, nothing_is_planned_without_the_hosts_memory)
 /* Who may not be asked now is not counted on, and the others give instead. */
 Test(plan, held_balloons_give_nothing)
 {
-	static const char *const reasons[] = { "holdoff", "stuck", "reboot", "silent", "stale" };
+	static const enum controller_reason reasons[] = { CONTROLLER_HOLDOFF, CONTROLLER_STUCK,
+							  CONTROLLER_REBOOT, CONTROLLER_SILENT,
+							  CONTROLLER_STALE };
 	struct vm_view vms[] = { vm_of("a"), vm_of("b") };
 	struct view v = { .host = { .memory_bytes = MIB(10000), .available_bytes = MIB(500) },
 			  .vms = vms,
@@ -106,7 +108,7 @@ Test(plan, held_balloons_give_nothing)
 	for (u32 i = 0; i < ARRAY_SIZE(reasons) + 2; i++) {
 		vms[0] = vm_of("a");
 		if (i < ARRAY_SIZE(reasons))
-			strcpy(vms[0].balloon.reason, reasons[i]);
+			vms[0].balloon.reason = reasons[i];
 		else if (i == ARRAY_SIZE(reasons))
 			vms[0].may_balloon = false;
 		else
@@ -169,10 +171,11 @@ Test(plan, resident_counts_the_part_of_the_store)
 	vm.zero_pages = 50;
 	/* 200 pages mapped that are a quarter of them each its own; 10 pages that are not the
 	 * store's. */
-	cr_expect_eq(plan_resident(&v, &vm, MIB(100), 210 * PAGE_BYTES),
+	cr_expect_eq(plan_resident(&v, &vm, &(struct proc_rss){ MIB(100), 210 * PAGE_BYTES }),
 		     MIB(100) + (10 + 50) * PAGE_BYTES);
 	/* Not all of it is mapped yet. */
-	cr_expect_eq(plan_resident(&v, &vm, MIB(100), 20 * PAGE_BYTES), MIB(100) + 50 * PAGE_BYTES);
+	cr_expect_eq(plan_resident(&v, &vm, &(struct proc_rss){ MIB(100), 20 * PAGE_BYTES }),
+		     MIB(100) + 50 * PAGE_BYTES);
 }
 
 /* In the state hard idle pages are compressed, where the agent can and somebody knows which. */
