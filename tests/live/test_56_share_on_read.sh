@@ -94,7 +94,10 @@ echo "# share on read: $(vm_value a share_on_read_pages_total) and $(vm_value b 
 	"in $(vm_value a mappings) and $(vm_value b mappings) mappings"
 check_ge diskshare_counted_a 4000 "$(vm_value a share_on_read_pages_total)"
 check_ge diskshare_counted_b 4000 "$(vm_value b share_on_read_pages_total)"
-check_eq diskshare_one_copy 4096 "$(domain_value store_pages)"
+# One copy of each block, of as many as were waited for.
+stored=$(domain_value store_pages)
+check_ge diskshare_most_stored 4000 "$stored"
+check_ge diskshare_one_copy "$stored" 4096
 echo "RESULT share_on_read pages=$shared of=4096 ms=$ms"
 say a bench 1
 echo "RESULT pin_unpin pages=1 ns=${answer//[^0-9]/}"

@@ -7,22 +7,8 @@
 . "$(dirname "$0")/stock/stock.sh"
 
 stock_init balloon
-mib() { local v; v=$(vm_value "$1" "$2"); echo $((${v:-0} >> 20)); }
-is() { take_status && [ "$(vm_value "$1" "$2")" = "$3" ]; }                                      # NAME KEY VALUE
-mib_at_most() { take_status && [ -n "$(vm_value "$1" "$2")" ] && [ "$(mib "$1" "$2")" -le "$3" ]; }
-mib_at_least() { take_status && [ -n "$(vm_value "$1" "$2")" ] && [ "$(mib "$1" "$2")" -ge "$3" ]; }
 other_actual() { qmp a '{"execute": "query-balloon"}' | sed -n 's/.*"actual": *\([0-9]*\).*/\1/p'; }
 other_at_least() { [ "$(($(other_actual) >> 20))" -ge "$1" ]; }
-expect() # TEST SECONDS CMD...
-{
-	local test=$1 seconds=$2
-	shift 2
-	if wait_for "$seconds" "$@"; then
-		pass "$test"
-	else
-		fail "$test" "not within $seconds s: $* ($(grep '"name": *"a"' "$STATUS" | grep -o '"balloon.*'))"
-	fi
-}
 
 port=$(free_port)
 settings=("${STOCK_DAEMON[@]}" metrics.port="$port" 'vm "a".min=64MiB' 'vm "a".share=off' 'vm "fake".qmp='"$RUN/fake.sock" 'vm "off".qmp=off')

@@ -48,6 +48,23 @@ stock_ready()
 	wait_for 10 vms_connected "$@" || die "${test}_connected" "not all agents are connected: $*"
 }
 
+# mib NAME KEY: a number of bytes of `ballastctl status`, as take_status read it, in MiB.
+mib() { local v; v=$(vm_value "$1" "$2"); echo $((${v:-0} >> 20)); }
+is() { take_status && [ "$(vm_value "$1" "$2")" = "$3" ]; } # NAME KEY VALUE
+mib_at_most() { take_status && [ -n "$(vm_value "$1" "$2")" ] && [ "$(mib "$1" "$2")" -le "$3" ]; }
+mib_at_least() { take_status && [ -n "$(vm_value "$1" "$2")" ] && [ "$(mib "$1" "$2")" -ge "$3" ]; }
+# expect TEST SECONDS CMD...: passes when CMD holds within the time; else it says what the VMs' balloons and pagers were like.
+expect()
+{
+	local test=$1 seconds=$2
+	shift 2
+	if wait_for "$seconds" "$@"; then
+		pass "$test"
+	else
+		fail "$test" "not within $seconds s: $* ($(grep -o '"\(name\|balloon_[a-z_]*\|paged_[a-z_]*\)": *[^,]*' "$STATUS" | tr '\n' ' '))"
+	fi
+}
+
 # line_value NAME WORD KEY: of the last whole line that begins with WORD on the guest's console (a terminal's: it ends in CR LF).
 line_value() { sed -n "/^$2 .*\r\$/s/.* $3=\([0-9]*\).*/\1/p" "$RUN/$1.console" | tail -n 1; }
 # check_value NAME KEY: of the memory checker.
