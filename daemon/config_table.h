@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The table behind the configuration, for config.c alone: one row for each key says how its value
- * is parsed, its range, its default and the reason for it. Parsing, defaults, error texts and
- * `ballastd --print-config` all come from the rows.
+ * The table behind the configuration, for config.c alone: one row for each key (config_table.c)
+ * says how its value is parsed (config_types.c), its range, its default and the reason for it.
+ * Parsing, defaults, error texts and `ballastd --print-config` all come from the rows
+ * (config_values.c).
  */
 #ifndef BALLAST_DAEMON_CONFIG_TABLE_H
 #define BALLAST_DAEMON_CONFIG_TABLE_H
@@ -40,6 +41,17 @@ struct value_type {
 	int (*check)(const char *s);
 	bool zero_is_off; /* so that it is in every range */
 };
+
+extern const struct value_type type_bool, type_log, type_share, type_policy_mode, type_resort,
+	type_bytes_or_off, type_cgroup, type_count, type_count_or_off, type_mode, type_percent,
+	type_duration, type_bytes, type_path, type_qmp, type_address, type_user, type_domain;
+
+/* The first word that stands for @value; "?": none does. */
+const char *config_word(const struct word *words, u64 value);
+
+/* What sun_path holds, without its NUL; and a run_dir leaves room in it for "/control.sock". */
+#define SOCKET_PATH_MAX 107
+#define RUN_DIR_MAX	(SOCKET_PATH_MAX - 13)
 
 struct setting {
 	enum section section;
