@@ -187,8 +187,8 @@ int proc_status_bytes(pid_t pid, const char *key, u64 *ret_bytes)
 
 int proc_rss(pid_t pid, struct proc_rss *ret)
 {
-	static const char *const keys[] = { "RssAnon", "RssShmem" };
-	u64 *values[] = { &ret->anon, &ret->shmem };
+	static const char *const keys[] = { "RssAnon", "RssShmem", "VmSwap" };
+	u64 *values[] = { &ret->anon, &ret->shmem, &ret->swap };
 
 	return status_bytes(pid, keys, values, ARRAY_SIZE(keys));
 }

@@ -40,10 +40,10 @@ struct proc_memory {
 };
 int proc_memory(pid_t pid, struct proc_memory *ret);
 
-/* Resident memory of /proc/PID/status, bytes: anonymous pages, and those of shared memory and of
- * the store. Cheap, where proc_memory() walks page tables. */
+/* Of /proc/PID/status, bytes: resident anonymous pages, resident ones of shared memory and of the
+ * store, and what is swapped out. Cheap, where proc_memory() walks page tables. */
 struct proc_rss {
-	u64 anon, shmem;
+	u64 anon, shmem, swap;
 };
 int proc_rss(pid_t pid, struct proc_rss *ret);
 

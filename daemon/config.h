@@ -50,6 +50,7 @@ struct config_vm {
 	u32 priority;
 	bool balloon;  /* balloon: the policy may balloon it */
 	bool page_out; /* page_out: pages of it may be compressed, and sampled */
+	bool swap;     /* swap: pages of it may go to the host's swap */
 };
 
 #define CONFIG_CGROUP_NONE "none"

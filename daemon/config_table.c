@@ -113,5 +113,7 @@ const struct setting config_settings[] = {
 	  "whether the policy may balloon it; `ballastctl balloon` may in any case" },
 	{ SEC_VM, "page_out", &type_bool, IN_VM(page_out), 0, 0, "on",
 	  "whether the policy may have pages of it compressed when memory is short (state hard), and samples taken; not where share = off, since nobody knows then which are idle" },
+	{ SEC_VM, "swap", &type_bool, IN_VM(swap), 0, 0, "on",
+	  "whether the policy may have idle pages of it swapped out by the kernel when memory is short (state hard), what compression does not take; without swap on the host nothing is" },
 };
 _Static_assert(ARRAY_SIZE(config_settings) == CONFIG_NR_SETTINGS, "count the rows");

@@ -64,7 +64,7 @@ struct setting {
 	const char *reason;
 };
 
-#define CONFIG_NR_SETTINGS 42
+#define CONFIG_NR_SETTINGS 43
 extern const struct setting config_settings[];
 
 /* Parses @text into its member of @base (struct config, or struct config_vm for SEC_VM). 0,

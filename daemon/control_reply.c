@@ -84,6 +84,8 @@ static const struct field vm_fields[] = {
 	VM(image_pages_total),
 	VM(paged_pages),
 	VM(pool_bytes),
+	VM(swapped_bytes),
+	VM(swap_asked_pages_total),
 	VM(paged_out_pages_total),
 	VM(paged_in_pages_total),
 };

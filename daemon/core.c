@@ -128,6 +128,7 @@ static void apply_vm_config(struct vm *vm)
 	vm->priority = cv->priority;
 	vm->may_balloon = cv->balloon;
 	vm->may_page_out = cv->page_out;
+	vm->may_swap = cv->swap;
 	engine_vm_set_mode(vm->ksm, mode_of(cv->share));
 	/* Pages that are merged stay in the store that they are in: a domain is for a VM's life. */
 	if (strcmp(vm->domain, cv->domain) != 0)

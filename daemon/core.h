@@ -59,8 +59,8 @@ struct vm {
 	/* Of its [vm] section, for the policy. */
 	u64 max_bytes;
 	u32 shares, priority;
-	bool may_balloon, may_page_out;
-	u64 resident_bytes, entitled_bytes; /* as the policy saw it last */
+	bool may_balloon, may_page_out, may_swap;
+	u64 resident_bytes, swapped_bytes, entitled_bytes; /* as the policy saw it last */
 	struct decisions decisions;
 	struct wire_pager pager; /* as its agent said last: of this connection */
 	struct working_set working_set;

@@ -66,6 +66,8 @@ static void look_at_vms(struct core *c, struct view *v)
 		if (proc_rss(vm->pid, &rss) < 0)
 			rss = (struct proc_rss){ 0 };
 		vm->resident_bytes = plan_resident(v, &v->vms[i], &rss);
+		vm->swapped_bytes = rss.swap;
+		v->vms[i].swapped_bytes = rss.swap;
 		v->vms[i].resident_bytes = vm->resident_bytes;
 	}
 }
@@ -164,33 +166,35 @@ static void sample(struct governor *g)
 static void carry_out(struct governor *g, const struct plan *p)
 {
 	struct core *c = g->core;
-	u64 *out = calloc(c->nr_vms + 1, sizeof(out[0]));
-	s64 *change = calloc(c->nr_vms + 1, sizeof(change[0])); /* by balloon; > 0: to the guest */
+	struct wanted {
+		s64 balloon;		   /* > 0: to the guest */
+		u64 out_bytes, swap_bytes; /* compressed, swapped out */
+	} *wanted = calloc(c->nr_vms + 1, sizeof(wanted[0]));
 	bool hurries = false;
 	u32 i = 0;
 
-	if (!change || !out) {
-		free(change);
-		free(out);
+	if (!wanted)
 		return; /* the next step asks for the same */
-	}
 	for (u32 k = 0; k < p->policy.nr_actions; k++) {
 		const struct policy_action *a = &p->policy.actions[k];
+		struct wanted *w = &wanted[a->vm];
 
 		if (a->mechanism == POLICY_BALLOON)
-			change[a->vm] += a->take ? -(s64)a->bytes : (s64)a->bytes;
+			w->balloon += a->take ? -(s64)a->bytes : (s64)a->bytes;
 		else if (a->take && a->mechanism == POLICY_COMPRESS)
-			out[a->vm] += a->bytes;
+			w->out_bytes += a->bytes;
+		else if (a->take && a->mechanism == POLICY_SWAP)
+			w->swap_bytes += a->bytes;
 		hurries |= a->take && a->mechanism == POLICY_SHARE;
 	}
 	for (struct vm *vm = c->vms; vm; vm = vm->next, i++) {
-		balloon_policy(vm, balloon_step(change[i]));
-		if (out[i])
-			engine_page_out(vm->ksm, pages_to_free(vm, out[i]));
+		balloon_policy(vm, balloon_step(wanted[i].balloon));
+		if (wanted[i].out_bytes)
+			engine_page_out(vm->ksm, pages_to_free(vm, wanted[i].out_bytes));
+		engine_swap_out(vm->ksm, wanted[i].swap_bytes >> PAGE_SHIFT);
 	}
 	sample(g);
-	free(change);
-	free(out);
+	free(wanted);
 	core_kick(c);
 	balloons_save(c);
 	if (hurries != g->hurries) {

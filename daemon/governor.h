@@ -7,8 +7,8 @@
  *             whatever saves, and has the CPU of [scan] cpu_percent_pressure
  *   balloon   becomes the wish that the VM's balloon controller carries out (balloons.h). It knows
  *             the guest: its floor, its pressure, what it can spare (invariant 10)
- *
  *   compression  pages leave the guest (engine_page_out()), as many as free so much
+ *   swap      the kernel is asked to swap pages out (engine_swap_out())
  *
  * While it acts, samples of each VM tell how much of its memory it uses (working_set.h).
  *

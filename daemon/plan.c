@@ -86,6 +86,8 @@ static void fill(struct policy_vm *p, const struct vm_view *vm)
 	/* Of what is not scanned nobody knows which pages are idle (ksmd/pageout.c). */
 	if (vm->may_page_out && vm->has_pager && strcmp(vm->share, "off") != 0 && !vm->unmerged)
 		p->allowed |= 1u << POLICY_COMPRESS;
+	if (vm->may_swap && strcmp(vm->share, "off") != 0 && !vm->unmerged)
+		p->allowed |= 1u << POLICY_SWAP;
 	if (vm->may_balloon && balloon_follows(b))
 		p->allowed |= 1u << POLICY_BALLOON;
 }
@@ -120,6 +122,7 @@ int plan_view(const struct view *v, const struct policy_config *cfg, struct poli
 		.cow_debt_bytes = (u64)MAX(t.cow_debt, 0),
 		/* The VMMs' own memory: what it takes there is less than what it frees. */
 		.compress_free_bytes = v->host.memory_bytes,
+		.swap_free_bytes = v->host.swap_free_bytes,
 	};
 	policy_step(state, cfg, &in, &p.policy);
 	*ret = p;

@@ -21,6 +21,8 @@ static int read_meminfo(const char *path, struct pressure_sample *s)
 			s->total_bytes = kib * 1024;
 		else if (sscanf(line, "MemAvailable: %" SCNu64 " kB", &kib) == 1)
 			s->available_bytes = kib * 1024;
+		else if (sscanf(line, "SwapFree: %" SCNu64 " kB", &kib) == 1)
+			s->swap_free_bytes = kib * 1024;
 	}
 	fclose(f);
 	return s->total_bytes && s->available_bytes ? 0 : -EPROTO;

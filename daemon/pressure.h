@@ -14,6 +14,7 @@ struct pressure_sample {
 	bool has_some;
 	u32 some_permille; /* of the last 10 s, how long some task waited for memory */
 	u64 available_bytes, total_bytes;
+	u64 swap_free_bytes; /* 0 also where there is no swap */
 };
 
 /* 0: that sign is not looked at. */

@@ -56,16 +56,18 @@ struct vm_view {
 	/* What the policy goes by; min is the balloon's floor. */
 	u64 max_bytes; /* 0: none */
 	u32 shares, priority;
-	bool may_balloon, may_page_out;
+	bool may_balloon, may_page_out, may_swap;
 	u64 working_set_bytes; /* UINT64_MAX: not known */
 	u64 resident_bytes;    /* of the host, its part of the store counted; as last looked at */
+	u64 swapped_bytes;     /* by the kernel; as last looked at */
 	u64 entitled_bytes;    /* by the last decision; 0: none yet */
 	/* Counters since the VM attached (or the daemon started). */
 	u64 scanned_pages_total, hashed_pages_total, merged_pages_total, zeroed_pages_total,
 		broken_pages_total, discarded_pages_total, unmerged_pages_total, failed_pages_total,
 		pinned_pages_total, passes_total, agent_cpu_us_total, guest_faults_total,
 		huge_splits_total, repaired_pages_total, share_on_read_pages_total,
-		image_pages_total, paged_out_pages_total, paged_in_pages_total;
+		image_pages_total, paged_out_pages_total, paged_in_pages_total,
+		swap_asked_pages_total; /* pages that the kernel was asked to swap out */
 	/* Of its agent's pager: pages that are out now, and the memory that they take. */
 	u64 paged_pages, pool_bytes;
 	bool has_pager;
@@ -104,6 +106,7 @@ struct host_view {
 	bool has_pressure_some;			   /* the kernel has PSI */
 	u32 pressure_some_permille;	   /* of the last 10 s, how long tasks waited for memory */
 	u64 memory_bytes, available_bytes; /* 0: could not be read */
+	u64 swap_free_bytes;
 	struct policy_view policy;
 	u64 reloads_total, reload_errors_total, protocol_errors_total, blocked_readers_total;
 };

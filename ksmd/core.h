@@ -15,6 +15,7 @@
  *   image.c    memory of clones that begins as a snapshot's
  *   readshare.c   pages that were read from the same disk block, before the scan comes
  *   pageout.c  which pages leave a guest when the policy wants memory of it
+ *   swapout.c  the same by the kernel's own swap
  *
  * and below: index.h, blocks.h, store.h, counts.h, planner.h, pace.h, gpn.h, target.h, reader.h.
  *
@@ -118,6 +119,11 @@ struct ksm_op_run {
 	u32 image;    /* of which image_request.number; 0: of none */
 };
 
+/* Of the next page that pageout.c looks at. */
+struct hand_place {
+	u32 region, page;
+};
+
 struct ksm_vm {
 	struct engine *engine;
 	struct ksm_domain *domain;
@@ -169,9 +175,13 @@ struct ksm_vm {
 	bool repair_refused; /* its agent cannot replace mapped pages (DMA, merge.c) */
 
 	/* pageout.c: where the next round begins. */
-	u32 out_region, out_page;
+	struct hand_place out_place;
 	u32 sample_round;
 	bool out_refused; /* its agent has no pager */
+
+	/* swapout.c: what is still to be swapped out, and where the next round begins. */
+	u64 swap_wanted, swap_looked; /* pages; looked at since it was asked */
+	struct hand_place swap_place;
 
 	struct ksm_vm_stats stats;
 	u64 boundaries; /* places where two neighbouring pages need different mappings */
@@ -192,6 +202,7 @@ struct engine {
 	u64 trim_due_us;
 	struct late_pages *late;
 	struct image_job *image_job;
+	struct swap_job *swap_job;
 	bool on_read; /* what is queued now was found by readshare.c */
 };
 
@@ -311,6 +322,26 @@ u32 huge_chunks_of(u64 hva, u32 nr_pages); /* elements of ksm_region.chunks */
 u32 huge_chance_twins(u32 pages, u64 entries);
 /* The decision: @pages that sharing would save in a huge page. Pure. */
 bool huge_worth_splitting(u32 pages, u64 min_saving_bytes, bool pressure);
+
+/*
+ * pageout.c: goes around the VM's memory from @at on, to where that ends, and hands over runs of
+ * pages that nobody has written for long, by then all others that may leave.
+ */
+struct hand {
+	struct hand_place *at;
+	u64 missing; /* pages */
+	u32 looks;   /* how many pages may still be looked at */
+	bool full;   /* put() took no more */
+	/* How many of the pages it took; 0: it is full. */
+	u32 (*put)(struct hand *h, struct ksm_region *r, u32 page, u32 nr);
+	void *arg;
+};
+void hand_round(struct ksm_vm *vm, u32 quiet, struct hand *h);
+/* Looks in a row that found nothing written in a page's window. */
+#define QUIET_LOOKS 2
+
+/* swapout.c: some of what was asked for. */
+void swap_step(struct ksm_vm *vm);
 
 /* readshare.c: some of what is in line. */
 void readshare_step(struct ksm_vm *vm);

@@ -87,6 +87,7 @@ void engine_free(struct engine *e)
 	match_buffers_free(e->match);
 	merge_buffers_free(e->merge);
 	image_job_free(e->image_job);
+	swap_job_free(e->swap_job);
 	gpn_space_free(&e->gpns);
 	free(e);
 }
@@ -342,7 +343,7 @@ static u64 vm_due(struct ksm_vm *vm, u64 now)
 		return now + 10000;
 	if (image_has_work(vm))
 		return MAX(now, vm->pump_due_us);
-	if (vm->in_pass)
+	if (vm->in_pass || vm->swap_wanted)
 		return now;
 	due = vm->nr_regions ? vm->pass_due_us : UINT64_MAX;
 	return vm->line_nr ? MIN(due, MAX(now, vm->slow_until_us)) : due;
@@ -364,6 +365,11 @@ static void vm_step(struct ksm_vm *vm, u64 now)
 		ops_pump(vm);
 		return;
 	}
+	/* In turns with the scan, which must not wait for all of it. */
+	if (vm->swap_wanted)
+		swap_step(vm);
+	if (vm->blocked)
+		return;
 	if (!vm->in_pass) {
 		if (now < vm->pass_due_us || !vm->nr_regions)
 			return;

@@ -162,7 +162,13 @@ void engine_share(struct ksm_vm *vm);
  * the agent's.
  */
 u64 engine_page_out(struct ksm_vm *vm, u64 pages);
-/* The same for @nr pages anywhere in the private memory that is known to be there, written or not:
+/*
+ * Has the kernel swap out about @pages pages of the VM, chosen in the same way, those that are
+ * swapped apart; bit by bit, in engine_run(). Replaces what was asked before: 0 ends it. Needs no
+ * agent, only swap on the host; without it, or where a cgroup forbids it, nothing happens.
+ */
+void engine_swap_out(struct ksm_vm *vm, u64 pages);
+/* Pages out @nr pages anywhere in the private memory that is known to be there, written or not:
  * the agent counts which of them the guest comes back for (ESX's statistical sampling: Waldspurger
  * 2002, section 5.3). A new round: those of the last one are not counted any more. @seed: any
  * number. Returns how many. */
@@ -178,7 +184,8 @@ struct ksm_vm_stats {
 	u64 scanned_total, hashed_total, merged_total, zeroed_total, broken_total, discarded_total,
 		unmerged_total, failed_total, pinned_total, passes_total, repaired_total,
 		image_total,	   /* pages that began as an image's */
-		read_shared_total; /* of merged_total: found by share on read */
+		read_shared_total, /* of merged_total: found by share on read */
+		swap_asked_total;  /* pages that the kernel was asked to swap out */
 	/* Chunks of 2 MiB that are huge pages and kept so; pages that splitting those would save,
 	 * as far as is known; chunks that were split to share. */
 	u64 huge_chunks, huge_saving_pages, huge_split_total;

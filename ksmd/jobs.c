@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include <errno.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include "common/clock.h"
@@ -276,4 +277,69 @@ void image_job_free(struct image_job *j)
 {
 	if (j)
 		free_image_job(&j->job);
+}
+
+/* --- swapping out -------------------------------------------------------------------------------
+ */
+
+/* Pages that are there in one range: what is swapped out already is not asked for again. */
+static int swap_range(struct swap_job *j, u64 start, u64 end)
+{
+	static const struct pagemap_query query = { .all = PAGE_IS_PRESENT,
+						    .ret_mask = PAGE_IS_PRESENT };
+	struct page_region found[64];
+	struct iovec there[ARRAY_SIZE(found)];
+
+	while (start < end) {
+		u64 bytes = 0;
+		int r = pagemap_scan(j->target->pagemap_fd, start, end, &query, found,
+				     ARRAY_SIZE(found), &start);
+		if (r < 0)
+			return r;
+		for (int i = 0; i < r; i++) {
+			there[i] = (struct iovec){ (void *)(uintptr_t)found[i].start,
+						   found[i].end - found[i].start };
+			bytes += there[i].iov_len;
+		}
+		if (r && process_madvise(j->target->pidfd, there, (size_t)r, MADV_PAGEOUT, 0) < 0)
+			return -errno;
+		j->pages += bytes >> PAGE_SHIFT;
+	}
+	return 0;
+}
+
+static void swap_job_run(struct reader_job *job)
+{
+	struct swap_job *j = container_of(job, struct swap_job, job);
+
+	j->pages = 0;
+	j->err = 0;
+	for (u32 i = 0; i < j->nr && j->err == 0; i++) {
+		u64 start = (u64)(uintptr_t)j->range[i].iov_base;
+
+		j->err = swap_range(j, start, start + j->range[i].iov_len);
+	}
+}
+
+static void free_swap_job(struct reader_job *job)
+{
+	struct swap_job *j = container_of(job, struct swap_job, job);
+
+	target_put(j->target);
+	free(j);
+}
+
+struct swap_job *swap_job_new(void)
+{
+	struct swap_job *j = calloc(1, sizeof(*j));
+
+	if (j)
+		j->job = (struct reader_job){ .run = swap_job_run, .free = free_swap_job };
+	return j;
+}
+
+void swap_job_free(struct swap_job *j)
+{
+	if (j)
+		free_swap_job(&j->job);
 }

@@ -6,6 +6,7 @@
 #ifndef BALLAST_KSMD_JOBS_H
 #define BALLAST_KSMD_JOBS_H
 
+#include <sys/uio.h>
 #include "ksmd/reader.h"
 #include "ksmd/store.h"
 #include "ksmd/target.h"
@@ -100,6 +101,21 @@ struct image_job {
 	u8 *buf; /* IMAGE_JOB_PAGES pages */
 };
 
+/*
+ * Pages for the kernel to swap out: those of the ranges that are there now. process_madvise() with
+ * MADV_PAGEOUT (madvise(2)): what the guest needs comes back by itself, and nothing of its content
+ * changes (invariant 1).
+ */
+#define SWAP_JOB_RANGES 128
+struct swap_job {
+	struct reader_job job;
+	struct target *target;
+	u32 nr;
+	struct iovec range[SWAP_JOB_RANGES];
+	u64 pages; /* that were there, and the kernel was asked for */
+	int err;
+};
+
 /* Empty, and without a target: jobs are kept and filled anew. */
 struct scan_job *scan_job_new(void);
 void scan_job_free(struct scan_job *j);
@@ -110,5 +126,7 @@ struct promote_job *promote_job_new(void);
 void promote_job_free(struct promote_job *j);
 struct image_job *image_job_new(void);
 void image_job_free(struct image_job *j);
+struct swap_job *swap_job_new(void);
+void swap_job_free(struct swap_job *j);
 
 #endif

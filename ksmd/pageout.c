@@ -7,8 +7,6 @@
 #include "common/clock.h"
 #include "ksmd/core.h"
 
-/* Looks in a row that found nothing written in a page's window. */
-#define QUIET_LOOKS 2
 /* Pages that are looked at in one call: a millisecond of the main thread. The next call goes on
  * from there. */
 #define LOOKS_MAX (1u << 20)
@@ -50,13 +48,6 @@ static u32 run_from(const struct ksm_region *r, u32 page, u32 end)
 	return n;
 }
 
-/* What one call may still do. */
-struct hand {
-	u64 missing; /* pages */
-	u32 looks;
-	bool full; /* the VM's queue takes no more */
-};
-
 static bool goes_on(const struct hand *h)
 {
 	return h->missing && h->looks && !h->full;
@@ -65,51 +56,60 @@ static bool goes_on(const struct hand *h)
 /* Of one window. Returns where it stopped. */
 static u32 window_out(struct ksm_region *r, u32 page, u32 end, struct hand *h)
 {
-	for (u32 nr; page < end && goes_on(h); page += MAX(nr, 1u)) {
-		nr = (u32)MIN((u64)run_from(r, page, end), h->missing);
+	while (page < end && goes_on(h)) {
+		u32 nr = (u32)MIN((u64)run_from(r, page, end), h->missing), taken = 1;
+
 		h->looks -= MIN(h->looks, MAX(nr, 1u));
-		if (nr && !queue_out(r, page, nr, 0)) {
-			h->full = true;
-			break;
+		if (nr) {
+			taken = h->put(h, r, page, nr);
+			h->missing -= taken;
+			h->full = taken < nr;
 		}
-		h->missing -= nr;
+		page += taken;
 	}
 	return page;
 }
 
-/* Once around all of the VM's memory, from where the last round ended: windows that were quiet for
- * so many looks. */
-static void round_out(struct ksm_vm *vm, u32 quiet, struct hand *h)
+void hand_round(struct ksm_vm *vm, u32 quiet, struct hand *h)
 {
+	struct hand_place *at = h->at;
+
 	for (u32 turns = 0; goes_on(h) && vm->nr_regions && turns <= vm->nr_regions; turns++) {
 		struct ksm_region *r;
 
-		if (vm->out_region >= vm->nr_regions)
-			vm->out_region = vm->out_page = 0;
-		r = vm->regions[vm->out_region];
-		while (!r->gone && vm->out_page < r->nr_pages && goes_on(h)) {
-			u32 end = MIN(ROUND_DOWN(vm->out_page, WINDOW_PAGES) + WINDOW_PAGES,
-				      r->nr_pages);
-			bool skip = page_window(r, vm->out_page)->quiet < quiet;
+		if (at->region >= vm->nr_regions)
+			at->region = at->page = 0;
+		r = vm->regions[at->region];
+		while (!r->gone && at->page < r->nr_pages && goes_on(h)) {
+			u32 end =
+				MIN(ROUND_DOWN(at->page, WINDOW_PAGES) + WINDOW_PAGES, r->nr_pages);
+			bool skip = page_window(r, at->page)->quiet < quiet;
 
-			vm->out_page = skip ? end : window_out(r, vm->out_page, end, h);
+			at->page = skip ? end : window_out(r, at->page, end, h);
 		}
 		if (goes_on(h)) {
-			vm->out_region++;
-			vm->out_page = 0;
+			at->region++;
+			at->page = 0;
 		}
 	}
 }
 
+static u32 put_out(struct hand *h, struct ksm_region *r, u32 page, u32 nr)
+{
+	return queue_out(r, page, nr, 0) ? nr : 0;
+}
+
 u64 engine_page_out(struct ksm_vm *vm, u64 pages)
 {
-	struct hand h = { .missing = pages, .looks = LOOKS_MAX };
+	struct hand h = {
+		.at = &vm->out_place, .missing = pages, .looks = LOOKS_MAX, .put = put_out
+	};
 
 	if (!may_page_out(vm))
 		return 0;
-	round_out(vm, QUIET_LOOKS, &h);
+	hand_round(vm, QUIET_LOOKS, &h);
 	/* A page that was not written for a pass lies among others that were, if it must be. */
-	round_out(vm, 0, &h);
+	hand_round(vm, 0, &h);
 	ops_pump(vm);
 	return pages - h.missing;
 }

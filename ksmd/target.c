@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include <errno.h>
 #include <stdlib.h>
+#include <sys/pidfd.h>
 #include <sys/uio.h>
 #include <unistd.h>
 #include "ksmd/target.h"
@@ -22,6 +23,7 @@ int target_new(pid_t pid, struct target **ret)
 		free(t);
 		return r;
 	}
+	t->pidfd = pidfd_open(pid, 0);
 	t->refs = 1;
 	*ret = t;
 	return 0;
@@ -38,6 +40,8 @@ void target_put(struct target *t)
 	if (!t || --t->refs)
 		return;
 	close(t->pagemap_fd);
+	if (t->pidfd >= 0)
+		close(t->pidfd);
 	free(t);
 }
 

@@ -14,6 +14,7 @@
 struct target {
 	pid_t pid;
 	int pagemap_fd;
+	int pidfd; /* -1: could not be had */
 	atomic_uint refs;
 };
 

@@ -6,8 +6,9 @@
  *
  * fills MIB of memory with content that compresses, and then reads, in an order of its own, pages
  * of a set that is PERCENT of all and lies scattered; each of them several times a second, and
- * checks what it reads. Prints "ready", and at each SIGUSR1 "reads=N errors=N out=N". After SIGUSR2
- * it uses half as much.
+ * checks what it reads. Prints "ready". At each SIGUSR1 it checks all of its memory, each word, and
+ * prints "reads=N errors=N out=N" (out: pages that were paged out then). After SIGUSR2 it uses half
+ * as much.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -103,6 +104,9 @@ int main(int argc, char **argv)
 			struct bh_stats s;
 
 			bh_stats(agent, &s);
+			for (u64 q = 0; q < pages; q++)
+				for (u32 v = 0; v < PAGE_WORDS; v++)
+					errors += ram[q * PAGE_WORDS + v] != word_of(q, v);
 			printf("reads=%" PRIu64 " errors=%" PRIu64 " out=%" PRIu64 "\n", reads,
 			       errors, s.paged_pages);
 			fflush(stdout);

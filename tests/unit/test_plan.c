@@ -171,11 +171,15 @@ Test(plan, resident_counts_the_part_of_the_store)
 	vm.zero_pages = 50;
 	/* 200 pages mapped that are a quarter of them each its own; 10 pages that are not the
 	 * store's. */
-	cr_expect_eq(plan_resident(&v, &vm, &(struct proc_rss){ MIB(100), 210 * PAGE_BYTES }),
-		     MIB(100) + (10 + 50) * PAGE_BYTES);
+	cr_expect_eq(
+		plan_resident(&v, &vm,
+			      &(struct proc_rss){ .anon = MIB(100), .shmem = 210 * PAGE_BYTES }),
+		MIB(100) + (10 + 50) * PAGE_BYTES);
 	/* Not all of it is mapped yet. */
-	cr_expect_eq(plan_resident(&v, &vm, &(struct proc_rss){ MIB(100), 20 * PAGE_BYTES }),
-		     MIB(100) + 50 * PAGE_BYTES);
+	cr_expect_eq(
+		plan_resident(&v, &vm,
+			      &(struct proc_rss){ .anon = MIB(100), .shmem = 20 * PAGE_BYTES }),
+		MIB(100) + 50 * PAGE_BYTES);
 }
 
 /* In the state hard idle pages are compressed, where the agent can and somebody knows which. */
@@ -202,6 +206,32 @@ Test(plan, idle_pages_are_compressed_where_they_are_known)
 		vm.working_set_bytes = i == 3 ? UINT64_MAX : MIB(1000);
 		cr_assert_eq(plan_of(&v, &p), 0);
 		cr_expect_eq(p.policy.nr_actions, 0u, "%u", i);
+		plan_free(&p);
+	}
+}
+
+/* What compression's rate leaves goes to swap, where the host has any. */
+Test(plan, the_rest_is_swapped)
+{
+	struct vm_view vm = vm_of("a");
+	struct view v = { .host = { .memory_bytes = MIB(10000), .available_bytes = MIB(300) },
+			  .vms = &vm,
+			  .nr_vms = 1 };
+	struct plan p;
+
+	vm.may_balloon = false;
+	vm.may_page_out = vm.has_pager = vm.may_swap = true;
+	vm.working_set_bytes = MIB(1000);
+	for (u32 i = 0; i < 3; i++) {
+		v.host.swap_free_bytes = i == 0 ? 0 : MIB(20);
+		vm.may_swap = i != 1;
+		cr_assert_eq(plan_of(&v, &p), 0);
+		cr_assert_eq(p.policy.nr_actions, i == 2 ? 2u : 1u, "%u", i);
+		cr_expect_eq(p.policy.actions[0].mechanism, POLICY_COMPRESS);
+		if (i == 2) {
+			cr_expect_eq(p.policy.actions[1].mechanism, POLICY_SWAP);
+			cr_expect_eq(p.policy.actions[1].bytes, MIB(20));
+		}
 		plan_free(&p);
 	}
 }

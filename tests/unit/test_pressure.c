@@ -148,11 +148,12 @@ Test(pressure, files, .init = make_dir, .fini = remove_dir)
 	cr_expect_eq(pressure_read(psi, meminfo, &s), -EPROTO);
 	cr_expect_eq(s.available_bytes, 7, "set by a failure");
 	write_file(meminfo, "MemTotal:       24683716 kB\nMemFree:        22894540 kB\n"
-			    "MemAvailable:   23571456 kB\nBuffers:           23312 kB\n");
+			    "MemAvailable:   23571456 kB\nSwapFree:          1024 kB\n");
 	cr_expect_eq(pressure_read(psi, meminfo, &s), 0);
 	cr_expect_not(s.has_some);
 	cr_expect_eq(s.total_bytes, 24683716ULL * 1024);
 	cr_expect_eq(s.available_bytes, 23571456ULL * 1024);
+	cr_expect_eq(s.swap_free_bytes, MIB(1));
 	write_file(psi, "some avg10=12.34 avg60=0.56 avg300=0.11 total=1234\n"
 			"full avg10=99.00 avg60=0.00 avg300=0.00 total=0\n");
 	cr_expect_eq(pressure_read(psi, meminfo, &s), 0);

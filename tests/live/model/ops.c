@@ -227,6 +227,15 @@ static void op_discard_rewrite(struct lane *l)
 		set_page(&s, s.page + i, 1 + (first + i) % MODEL_COMMON);
 }
 
+/* The host swaps them out, if it has swap (test_67): what Ballast moves, compares and compresses
+ * may have to be read first. */
+static void op_swap_out(struct lane *l)
+{
+	struct span s = pick(l, DISCARD_MAX);
+
+	madvise(model_at(s.r, s.page), (size_t)s.nr << PAGE_SHIFT, MADV_PAGEOUT);
+}
+
 static void op_check(struct lane *l)
 {
 	struct span s = pick(l, 16);
@@ -288,19 +297,11 @@ static const struct {
 	void (*run)(struct lane *l);
 	u32 weight;
 } ops[] = {
-	{ op_common, 1500 },
-	{ op_common_run, 600 },
-	{ op_disk_read, 600 },
-	{ op_unique, 700 },
-	{ op_zero, 600 },
-	{ op_dirty, 900 },
-	{ op_byte_and_back, 900 },
-	{ op_discard, 250 },
-	{ op_discard_rewrite, 350 },
-	{ op_check, 3000 },
-	{ op_replace, 4 },
-	{ op_region, 4 },
-	{ op_fork, 4 },
+	{ op_common, 1500 },	   { op_common_run, 600 }, { op_disk_read, 600 },
+	{ op_unique, 700 },	   { op_zero, 600 },	   { op_dirty, 900 },
+	{ op_byte_and_back, 900 }, { op_discard, 250 },	   { op_discard_rewrite, 350 },
+	{ op_swap_out, 200 },	   { op_check, 3000 },	   { op_replace, 4 },
+	{ op_region, 4 },	   { op_fork, 4 },
 };
 
 void model_op(struct lane *l)
