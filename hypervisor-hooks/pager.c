@@ -230,12 +230,11 @@ int pager_fill(struct bh_agent *a, struct bh_region *r, u64 page)
 	}
 	/*
 	 * The content exists nowhere else, so it is kept until it is in the guest again (invariant
-	 * 8). EEXIST cannot be: in an adopted chunk only we fill holes, and with the lock held.
+	 * 8). EEXIST cannot last: in an adopted chunk only we fill holes, and with the lock held.
 	 */
 	for (u32 tries = 0;; tries++) {
 		err = uffd_copy(a->uffd, page_hva(r, page), a->fill, PAGE_BYTES);
-		if (err == 0 || err == -EEXIST || err == -ENOENT || err == -ESRCH ||
-		    tries > FILL_TRIES)
+		if (err == 0 || err == -ENOENT || err == -ESRCH || tries > FILL_TRIES)
 			break;
 		if (err != -EAGAIN)
 			usleep(FILL_PAUSE_US);

@@ -109,7 +109,7 @@ int guest_start(void)
 		u64 *word = (u64 *)contents[id];
 
 		for (u64 i = 0; i < PAGE_BYTES / sizeof(u64); i++)
-			word[i] = (id << 32 | i) * 0x9e3779b97f4a7c15;
+			word[i] = (id << 32 | (id < PACKABLE ? i : i % 32)) * 0x9e3779b97f4a7c15;
 	}
 	pagemap_fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
 	if (pagemap_fd < 0)

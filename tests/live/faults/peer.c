@@ -268,18 +268,28 @@ static int read_answer(const struct wire_run *runs, u32 nr, s32 *status)
 	return s < end && s + 1 == end && used == s->nr_pages ? 0 : -EPROTO;
 }
 
-int peer_merge(const struct wire_run *runs, u32 nr, s32 *status)
+static int ask_for_runs(u16 type, const struct wire_run *runs, u32 nr, s32 *status)
 {
 	int r;
 
 	pthread_mutex_lock(&lock);
-	wire_init(&tx, WIRE_MERGE, 0, nr * sizeof(*runs));
+	wire_init(&tx, type, 0, nr * sizeof(*runs));
 	memcpy(tx.runs, runs, nr * sizeof(*runs));
 	r = ask();
 	if (r == 0)
 		r = read_answer(runs, nr, status);
 	pthread_mutex_unlock(&lock);
 	return r;
+}
+
+int peer_merge(const struct wire_run *runs, u32 nr, s32 *status)
+{
+	return ask_for_runs(WIRE_MERGE, runs, nr, status);
+}
+
+int peer_page_out(const struct wire_run *runs, u32 nr, s32 *status)
+{
+	return ask_for_runs(WIRE_PAGE_OUT, runs, nr, status);
 }
 
 int peer_unmerge(u64 hva, u64 bytes)

@@ -30,7 +30,10 @@
 #define NR_HOLES    16
 #define IMAGE	    128 /* 32 that were never touched, and shall be a snapshot's */
 #define NR_IMAGE    32
-#define IMAGE_FIRST 7 /* its first content */
+#define IMAGE_FIRST 7	/* its first content */
+#define OUT	    192 /* 16 that were never touched: compressible, they leave the guest */
+#define OUT_AGAIN   224 /* the same once more, as pages of store mappings do not leave */
+#define NR_OUT	    16
 
 #define STATUS_MAX  128
 #define TRIES	    20
@@ -411,19 +414,25 @@ static void unmerge_act(void)
 		say("no answer to UNMERGE");
 }
 
-static void unmerge_after(void)
+static void unmerge_all(u32 page, u32 nr)
 {
-	struct wire_run run = store_run(MERGED, NR_MERGED, SHOWN_FIRST);
 	int r = -ECONNRESET;
 
 	for (u32 i = 0; i < TRIES && r == -ECONNRESET; i++)
 		if (peer_knows(guest_hva(0)))
-			r = peer_unmerge(guest_hva(MERGED), NR_MERGED * PAGE_BYTES);
+			r = peer_unmerge(guest_hva(page), nr * PAGE_BYTES);
 	if (r < 0)
 		say("afterwards: UNMERGE: %s", strerror(-r));
-	for (u32 i = 0; r == 0 && i < NR_MERGED; i++)
-		if (guest_page_is_file(MERGED + i))
-			say("afterwards: page %u does not become private", MERGED + i);
+	for (u32 p = page; r == 0 && p < page + nr; p++)
+		if (guest_page_is_file(p))
+			say("afterwards: page %u does not become private", p);
+}
+
+static void unmerge_after(void)
+{
+	struct wire_run run = store_run(MERGED, NR_MERGED, SHOWN_FIRST);
+
+	unmerge_all(MERGED, NR_MERGED);
 	merge_all(&run, 1);
 }
 
@@ -608,6 +617,87 @@ static void image_after(void)
 	settle_image(r);
 }
 
+/* --- paging --- */
+
+static u32 out_runs(struct wire_run *runs, u32 page)
+{
+	runs[0] = (struct wire_run){ .hva = guest_hva(page),
+				     .nr_pages = NR_OUT - 4,
+				     .kind = WIRE_RUN_OUT };
+	/* Samples, and pages of zeros. */
+	runs[1] = (struct wire_run){ .hva = guest_hva(page + NR_OUT - 4),
+				     .nr_pages = 4,
+				     .kind = WIRE_RUN_SAMPLE,
+				     .store_offset = 1 };
+	runs[2] = (struct wire_run){ .hva = guest_hva(ZERO), .nr_pages = 4, .kind = WIRE_RUN_OUT };
+	return 3;
+}
+
+/* Nobody touches them, so that they stay out. */
+static void out_begin(u32 page)
+{
+	bh_region_advise(agent, guest_page(0), GUEST_BYTES, MADV_DONTFORK);
+	write_all(page, NR_OUT, PACKABLE, 1, PAGE_STILL);
+	guest_use(page, NR_OUT, PAGE_AWAY);
+}
+
+static u64 pages_out(void)
+{
+	struct bh_stats s;
+
+	bh_stats(agent, &s);
+	return s.paged_pages;
+}
+
+/* They leave, come back half by an access and half not at all: discarded. */
+static void out_act(void)
+{
+	struct wire_run runs[3];
+	u32 nr = out_runs(runs, OUT);
+
+	out_begin(OUT);
+	if (peer_page_out(runs, nr, status) == -ETIMEDOUT)
+		say("no answer to PAGE_OUT");
+	guest_use(OUT, NR_OUT / 2, PAGE_STILL);
+	if (!guest_lives())
+		say("a guest access hangs");
+	settle_discard(OUT + NR_OUT / 2, 4, vmm_discard(OUT + NR_OUT / 2, 4));
+	/* Merged while some of it is out. */
+	runs[0] = store_run(OUT, NR_OUT, PACKABLE);
+	merge(runs, 1);
+	guest_use(OUT, NR_OUT, PAGE_STILL);
+	if (!guest_lives())
+		say("a guest access hangs");
+}
+
+static void out_after(void)
+{
+	struct wire_run runs[3];
+	u32 nr = out_runs(runs, OUT_AGAIN), left = 1;
+
+	out_begin(OUT_AGAIN);
+	for (u32 tries = 0; tries < TRIES && left; tries++) {
+		left = NR_OUT;
+		if (!peer_knows(guest_hva(0)) || peer_page_out(runs, nr, status) < 0)
+			continue;
+		left = 0;
+		/* What is out already is not there to be taken. */
+		for (u32 i = 0; i < NR_OUT; i++)
+			left += status[i] != 0 && status[i] != -ENOENT;
+	}
+	if (left || pages_out() != NR_OUT)
+		say("afterwards: %u pages do not leave (%s), %llu are out", left,
+		    strerror(-status[0]), (unsigned long long)pages_out());
+	guest_use(OUT_AGAIN, NR_OUT, PAGE_STILL);
+	if (!guest_lives())
+		say("a guest access hangs");
+	/* The guest goes on before the agent has noted it. */
+	for (u32 tries = 0; tries < 1000 && pages_out(); tries++)
+		usleep(1000);
+	if (pages_out())
+		say("afterwards: %llu pages do not come back", (unsigned long long)pages_out());
+}
+
 static struct wire_run grow_run(void)
 {
 	struct wire_run run = store_run(ZERO, 1, 0);
@@ -639,6 +729,6 @@ const struct scenario scenarios[] = {
 	{ "discard", discard_act, discard_after }, { "chunk", chunk_act, chunk_after },
 	{ "holes", holes_act, holes_after },	   { "region", region_act, region_after },
 	{ "add", add_act, region_after },	   { "grow", grow_act, grow_after },
-	{ "image", image_act, image_after },
+	{ "image", image_act, image_after },	   { "out", out_act, out_after },
 };
 const u32 nr_scenarios = ARRAY_SIZE(scenarios);

@@ -14,8 +14,10 @@
 /* --- content -----------------------------------------------------------------------------------
  */
 
-/* Content is named by a number: 0 is zeros. The store holds content @id at page @id. */
+/* Content is named by a number: 0 is zeros; those from PACKABLE on can be compressed. The store
+ * holds content @id at page @id. */
 #define NR_CONTENTS 128
+#define PACKABLE    112
 extern u8 contents[NR_CONTENTS][PAGE_BYTES];
 
 /* --- peer: the daemon's side -------------------------------------------------------------------
@@ -33,6 +35,8 @@ bool peer_forgets(u64 hva);
 /* Asks, and waits for the answer: 0, -ECONNRESET (the connection broke first), -ETIMEDOUT. One
  * status a page of the runs, in their order. */
 int peer_merge(const struct wire_run *runs, u32 nr, s32 *status);
+/* The same for pages that shall leave the guest. */
+int peer_page_out(const struct wire_run *runs, u32 nr, s32 *status);
 int peer_unmerge(u64 hva, u64 bytes);
 
 /* --- guest -------------------------------------------------------------------------------------
