@@ -88,8 +88,8 @@ const struct setting config_settings[] = {
 	{ SEC_POLICY, "samples", &type_count_or_off, IN_CONFIG(policy_samples), 0, 512, "100",
 	  "pages of a VM that are made to fault once, to learn how much it uses: ESX's number, a standard error of 5% in a round; with mode = act only" },
 	{ SEC_POLICY, "sample_interval", &type_duration, IN_CONFIG(policy_sample_interval_us),
-	  1000000, 3600 * 1000000ULL, "30s",
-	  "what a guest did not touch for so long is idle: ESX's number" },
+	  1000000, 3600 * 1000000ULL, "10s",
+	  "what a guest did not touch for so long is idle; the estimate follows a change in a few of these (ESX: 30s)" },
 	{ SEC_POLICY, "cgroup", &type_cgroup, IN_CONFIG(policy_cgroup), 1, 107, CONFIG_CGROUP_NONE,
 	  "the folder of a memory cgroup (v1 or v2) that all VMs are in, where one limits them: its limit counts when less is left in it than on the host" },
 

@@ -137,28 +137,40 @@ static bool is_paused(const struct vm *vm)
 	return strcmp(b.run, "paused") == 0;
 }
 
+/* Of a round that the guest has had time for; the agent's figures are half a second old at most. */
+static bool is_round_of(const struct governor *g, const struct vm *vm)
+{
+	return g->sampled_us && vm->pager.sample_round != vm->sample_round_seen;
+}
+
 /* The round of samples has ended for all VMs: a new one begins. */
 static void sample(struct governor *g)
 {
 	struct core *c = g->core;
 
+	for (struct vm *vm = c->vms; vm; vm = vm->next)
+		if (is_round_of(g, vm))
+			working_set_note(&vm->working_set, vm->pager.sampled,
+					 vm->pager.sample_faults);
 	if (!c->config.policy_samples ||
 	    g->last_us - g->sampled_us < c->config.policy_sample_interval_us)
 		return;
 	for (struct vm *vm = c->vms; vm; vm = vm->next) {
+		u64 known;
+
 		/* A guest that does not run comes back for nothing, and is not idle for that. */
 		if (is_paused(vm)) {
 			vm->sample_round_seen = vm->pager.sample_round;
 			continue;
 		}
-		/* A round that the guest had time for; the agent's figures are half a second old at
-		 * most. */
-		if (g->sampled_us && vm->pager.sample_round != vm->sample_round_seen)
+		if (is_round_of(g, vm))
 			working_set_add(&vm->working_set, vm->pager.sampled,
 					vm->pager.sample_faults);
 		vm->sample_round_seen = vm->pager.sample_round;
-		if (vm->may_page_out && agent_has_pager(vm))
-			engine_sample(vm->ksm, c->config.policy_samples, &g->seed);
+		if (vm->may_page_out && agent_has_pager(vm)) {
+			engine_sample(vm->ksm, c->config.policy_samples, &g->seed, &known);
+			working_set_begin(&vm->working_set, known << PAGE_SHIFT);
+		}
 	}
 	g->sampled_us = g->last_us;
 }

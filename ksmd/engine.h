@@ -171,8 +171,8 @@ void engine_swap_out(struct ksm_vm *vm, u64 pages);
 /* Pages out @nr pages anywhere in the private memory that is known to be there, written or not:
  * the agent counts which of them the guest comes back for (ESX's statistical sampling: Waldspurger
  * 2002, section 5.3). A new round: those of the last one are not counted any more. @seed: any
- * number. Returns how many. */
-u32 engine_sample(struct ksm_vm *vm, u32 nr, u64 *seed);
+ * number. Returns how many; *ret_known_pages: about how many pages the scan knows to be there. */
+u32 engine_sample(struct ksm_vm *vm, u32 nr, u64 *seed, u64 *ret_known_pages);
 
 /* Works for about @cpu_us; returns when the next work is due (now_us() time; UINT64_MAX: nothing to
  * do). */

@@ -136,20 +136,21 @@ static struct ksm_region *region_of(struct ksm_vm *vm, u64 at, u32 *ret_page)
 	return NULL;
 }
 
-u32 engine_sample(struct ksm_vm *vm, u32 nr, u64 *seed)
+u32 engine_sample(struct ksm_vm *vm, u32 nr, u64 *seed, u64 *ret_known_pages)
 {
+	u32 found = 0, known = 0, tries = 0;
 	u64 pages = 0;
-	u32 found = 0;
 
 	vm->sample_round = vm->sample_round + 1 ?: 1;
 	for (u32 i = 0; i < vm->nr_regions; i++)
 		pages += vm->regions[i]->nr_pages;
-	for (u32 tries = 0; pages && may_page_out(vm) && found < nr && tries < nr * SAMPLE_TRIES;
-	     tries++) {
+	while (pages && may_page_out(vm) && found < nr && tries < nr * SAMPLE_TRIES) {
 		struct ksm_region *r;
 		u32 page;
 
+		tries++;
 		r = region_of(vm, next_random(seed) % pages, &page);
+		known += r && r->state[page] != PG_NONE;
 		/* Written a moment ago is as good as any: it is what a working set is made of. */
 		if (!r || huge_kept(r, page) ||
 		    (!is_private(r->state[page]) && r->state[page] != PG_FRESH))
@@ -159,5 +160,6 @@ u32 engine_sample(struct ksm_vm *vm, u32 nr, u64 *seed)
 		found++;
 	}
 	ops_pump(vm);
+	*ret_known_pages = tries ? pages * known / tries : 0;
 	return found;
 }

@@ -38,6 +38,13 @@ const char *policy_explain(const struct policy_action *a, const char *vm, char *
 			 MIB_OF(a->bytes), by, MIB_OF(a->resident_bytes),
 			 MIB_OF(a->entitled_bytes));
 		break;
+	case POLICY_USED_LESS:
+		snprintf(buf, size,
+			 "%s gives %llu MiB (%s): others use theirs more, and for its shares it is "
+			 "entitled to %llu of the %llu MiB that it has",
+			 vm, MIB_OF(a->bytes), by, MIB_OF(a->entitled_bytes),
+			 MIB_OF(a->resident_bytes));
+		break;
 	case POLICY_HOST_SHORT:
 	case POLICY_LAST_RESORT:
 		if (a->cost_us_per_mib)

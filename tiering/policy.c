@@ -4,6 +4,9 @@
 #include "tiering/entitlement.h"
 #include "tiering/policy.h"
 
+/* A step of a balloon (daemon/governor.c) is no less. */
+#define MIN_MOVE_BYTES MIB(16)
+
 static u64 part(u64 bytes, u32 permille)
 {
 	return (u64)((__uint128_t)bytes * permille / 1000);
@@ -310,43 +313,69 @@ static u64 room_of(const struct step *s, const struct policy_vm *vm)
 	return vm->max_bytes ? MIN(taken, above(vm->max_bytes, vm->resident_bytes)) : taken;
 }
 
-static u64 by_shares(u64 bytes, const struct policy_vm *vm, u64 all_shares)
+/*
+ * As it would be with @more bytes. Whoever gets memory is taken to use as large a part of it as of
+ * what it has, so that all of it has one price: f + k (1 - f), as in ESX's own formula
+ * (entitlement.h). It is put into the shares.
+ */
+static struct claim claim_with(const struct step *s, const struct policy_vm *vm, u64 more)
 {
-	return (u64)((__uint128_t)bytes * MAX(vm->shares, 1u) / all_shares);
+	u64 has = MAX(vm->resident_bytes, (u64)PAGE_BYTES), used = MIN(vm->working_set_bytes, has);
+	double f = (double)used / (double)has,
+	       k = 1000.0 / (1000 - MIN(s->cfg->idle_tax_permille, 999u));
+
+	return (struct claim){
+		.bytes = vm->resident_bytes + more,
+		.floor_bytes = vm->resident_bytes,
+		.active_bytes = UINT64_MAX,
+		.shares = (u32)(MAX(vm->shares, 1u) * 1000.0 / (f + k * (1 - f))),
+	};
 }
 
-/* Divides @bytes by shares among the VMs of a class, to none more than its room, which is used up
- * here: who needs less leaves it to the others. Returns what is left. */
-static u64 give_class(struct step *s, u64 bytes, s64 class, u64 *room)
+/* Arrays of one for each VM. */
+struct dealing {
+	struct claim *claims;
+	u64 *room, *entitled;
+};
+
+static bool dealing_new(const struct policy_input *in, struct dealing *d)
+{
+	*d = (struct dealing){
+		.claims = calloc(in->nr_vms + 1, sizeof(d->claims[0])),
+		.room = calloc(in->nr_vms + 1, sizeof(d->room[0])),
+		.entitled = calloc(in->nr_vms + 1, sizeof(d->entitled[0])),
+	};
+	return d->claims && d->room && d->entitled;
+}
+
+static void dealing_free(struct dealing *d)
+{
+	free(d->claims);
+	free(d->room);
+	free(d->entitled);
+}
+
+/* Divides @bytes among the VMs of a class, to none more than its room: where it is worth most, so
+ * that in the end all have it as memory is taken (entitlement.h). Returns what is left. */
+static u64 give_class(struct step *s, u64 bytes, s64 class, struct dealing *d)
 {
 	const struct policy_input *in = s->in;
-	u64 shares, left;
-	bool filled;
+	u64 all = 0;
 
-	do {
-		shares = 0;
-		left = bytes;
-		filled = false;
-		for (u32 i = 0; i < in->nr_vms; i++)
-			if (in->vms[i].priority == class && room[i])
-				shares += MAX(in->vms[i].shares, 1u);
-		for (u32 i = 0; i < in->nr_vms; i++) {
-			const struct policy_vm *vm = &in->vms[i];
-
-			if (vm->priority != class || !room[i] ||
-			    room[i] > by_shares(left, vm, shares))
-				continue;
-			bytes -= give_to(s, i, room[i], POLICY_HOST_HAS);
-			room[i] = 0;
-			filled = true;
-		}
-	} while (filled);
 	for (u32 i = 0; i < in->nr_vms; i++) {
-		const struct policy_vm *vm = &in->vms[i];
+		u64 room = in->vms[i].priority == class ? d->room[i] : 0;
 
-		if (vm->priority == class && room[i])
-			bytes -= give_to(s, i, ROUND_DOWN(by_shares(left, vm, shares), PAGE_BYTES),
-					 POLICY_HOST_HAS);
+		d->claims[i] = claim_with(s, &in->vms[i], room);
+		all += room;
+	}
+	entitlement(d->claims, in->nr_vms, s->cfg->idle_tax_permille, all - MIN(all, bytes),
+		    d->entitled);
+	for (u32 i = 0; i < in->nr_vms; i++) {
+		u64 n = ROUND_DOWN(d->entitled[i] - in->vms[i].resident_bytes, PAGE_BYTES);
+
+		n = MIN(n, bytes);
+		if (n)
+			bytes -= give_to(s, i, n, POLICY_HOST_HAS);
 	}
 	return bytes;
 }
@@ -355,16 +384,85 @@ static u64 give_class(struct step *s, u64 bytes, s64 class, u64 *room)
 static void give(struct step *s, u64 bytes)
 {
 	const struct policy_input *in = s->in;
-	u64 *room = calloc(in->nr_vms + 1, sizeof(room[0]));
+	struct dealing d;
 
-	if (!room)
-		return; /* in the next step, then */
+	if (dealing_new(in, &d)) {
+		for (u32 i = 0; i < in->nr_vms; i++)
+			d.room[i] = room_of(s, &in->vms[i]);
+		for (s64 class = next_class(in, CLASS_HIGHEST, -1);
+		     class != CLASS_NONE && bytes >= PAGE_BYTES; class = next_class(in, class, -1))
+			bytes = give_class(s, bytes, class, &d);
+	}
+	dealing_free(&d); /* without memory: in the next step, then */
+}
+
+/* --- dividing anew ------------------------------------------------------------------------------
+ */
+
+/* What is not worth to be moved: an estimate is off by so much. */
+static u64 deadband(const struct policy_vm *vm)
+{
+	return MAX(vm->resident_bytes / 8, (u64)MIN_MOVE_BYTES);
+}
+
+/* May take part: it is known how much it uses, and what it gives or gets is by balloon. */
+static bool divides(const struct step *s, const struct policy_vm *vm, s64 class)
+{
+	return vm->priority == class && vm->working_set_bytes != UINT64_MAX && !vm->pressure &&
+	       !frozen(vm) && can_take(s, vm, POLICY_BALLOON);
+}
+
+/*
+ * A host that has enough, but with memory idle in some VMs that was taken from others which use
+ * theirs: those that are entitled to less give half of what is between. What that frees is given
+ * back in the next steps, to those that are entitled to it (give()).
+ */
+static void divide_class(struct step *s, s64 class, struct dealing *d)
+{
+	const struct policy_input *in = s->in;
+	bool wanted = false;
+	u64 all = 0;
+
+	for (u32 i = 0; i < in->nr_vms; i++) {
+		const struct policy_vm *vm = &in->vms[i];
+		bool takes_part = divides(s, vm, class);
+		u64 room = takes_part ? vm->taken_bytes[POLICY_BALLOON] : 0;
+
+		if (vm->max_bytes)
+			room = MIN(room, above(vm->max_bytes, vm->resident_bytes));
+		d->claims[i] = claim_with(s, vm, room);
+		if (takes_part)
+			d->claims[i].floor_bytes =
+				MAX(above(vm->resident_bytes, can_take(s, vm, POLICY_BALLOON)),
+				    floor_of(vm));
+		all += room;
+	}
+	entitlement(d->claims, in->nr_vms, s->cfg->idle_tax_permille, all, d->entitled);
 	for (u32 i = 0; i < in->nr_vms; i++)
-		room[i] = room_of(s, &in->vms[i]);
-	for (s64 class = next_class(in, CLASS_HIGHEST, -1);
-	     class != CLASS_NONE && bytes >= PAGE_BYTES; class = next_class(in, class, -1))
-		bytes = give_class(s, bytes, class, room);
-	free(room);
+		wanted |= d->entitled[i] >= in->vms[i].resident_bytes + deadband(&in->vms[i]);
+	for (u32 i = 0; i < in->nr_vms && wanted; i++) {
+		const struct policy_vm *vm = &in->vms[i];
+		u64 n = above(vm->resident_bytes, d->entitled[i]);
+
+		if (n < deadband(vm))
+			continue;
+		s->plan->entitled[i] = d->entitled[i];
+		n = ROUND_DOWN(MIN(n / 2, rate(s, POLICY_BALLOON)), PAGE_BYTES);
+		if (n)
+			act(s, i, true, POLICY_BALLOON, n, POLICY_USED_LESS);
+	}
+}
+
+static void divide(struct step *s)
+{
+	const struct policy_input *in = s->in;
+	struct dealing d;
+
+	if (dealing_new(in, &d))
+		for (s64 class = next_class(in, CLASS_LOWEST, 1); class != CLASS_NONE;
+		     class = next_class(in, class, 1))
+			divide_class(s, class, &d);
+	dealing_free(&d);
 }
 
 /* --- a step
@@ -413,6 +511,8 @@ void policy_step(struct policy *p, const struct policy_config *cfg, const struct
 	enough += part(h->memory_bytes, cfg->hysteresis_permille);
 	if (plan->state == POLICY_HIGH && available > enough)
 		give(&s, available - enough);
+	if (plan->state == POLICY_HIGH && !plan->nr_actions)
+		divide(&s);
 	available = above(h->available_bytes, s.given_bytes);
 	plan->admit_bytes = above(above(available, enough), cfg->vm_overhead_bytes);
 }

@@ -11,7 +11,10 @@
  *      has beyond its maximum goes in any state.
  *   4. By what: for each VM the mechanism with the lowest cost first, within its rate and what it
  *      can give now.
- *   5. With memory to spare, what was taken is given back, the dearest mechanism first.
+ *   5. With memory to spare, what was taken is given back, the dearest mechanism first, where it
+ * buys the most shares.
+ *   6. With nothing to spare and nothing wanted, memory that lies idle in one VM goes to another
+ * that it was taken from and that uses what it has (ESX's dynamic reallocation), by balloon.
  *
  * Sources: C. Waldspurger, "Memory Resource Management in VMware ESX Server", OSDI 2002, sections 5
  * (shares, idle memory tax) and 6 (states, dynamic reallocation).
@@ -121,6 +124,7 @@ enum policy_reason {
 	POLICY_LAST_RESORT,    /* taken below the minimum */
 	POLICY_HOST_HAS,       /* given back: the host has enough */
 	POLICY_OVER_MAX,       /* taken: it is more than the VM's maximum */
+	POLICY_USED_LESS,      /* taken: the host has enough, but others use theirs more */
 };
 
 struct policy_action {

@@ -297,6 +297,8 @@ Test(policy, gives_back_by_shares)
 	for (u32 i = 0; i < 3; i++)
 		vms[i].taken_bytes[POLICY_BALLOON] = MIB(1000);
 	vms[0].taken_bytes[POLICY_BALLOON] = MIB(10);
+	vms[1].resident_bytes = MIB(500);
+	vms[1].working_set_bytes = MIB(250);
 	vms[1].shares = 500;
 	for (u32 turned = 0; turned < 2; turned++) {
 		u64 got[3] = { 0 };
@@ -314,6 +316,78 @@ Test(policy, gives_back_by_shares)
 			vms[0] = vms[2];
 			vms[2] = first;
 		}
+	}
+}
+
+/* Who uses all that it has gets it, and not who has memory idle. */
+Test(policy, gives_back_where_it_is_used)
+{
+	struct policy_config cfg = POLICY_CONFIG_DEFAULT;
+	struct policy_vm vms[2] = { plain_vm(1000), plain_vm(1000) };
+	struct policy p = { 0 };
+	struct policy_plan plan;
+
+	for (u32 i = 0; i < 2; i++)
+		vms[i].taken_bytes[POLICY_BALLOON] = MIB(1000);
+	vms[0].working_set_bytes = MIB(100);
+	vms[1].working_set_bytes = MIB(1000);
+	plan = run(&p, &cfg, 900, vms, 2, 0);
+	cr_assert_eq(plan.nr_actions, 1u);
+	cr_expect(!actions[0].take && actions[0].vm == 1 && actions[0].bytes == MIB(100));
+	/* Not known: all is in use. */
+	vms[0].working_set_bytes = UINT64_MAX;
+	plan = run(&p, &cfg, 900, vms, 2, 0);
+	cr_assert_eq(plan.nr_actions, 2u);
+	cr_expect_eq(actions[0].bytes, MIB(50));
+}
+
+/* Nothing is wanted, nothing to spare: idle memory goes to who was squeezed and uses what it has.
+ */
+Test(policy, idle_memory_moves_to_who_uses_it)
+{
+	struct policy_config cfg = POLICY_CONFIG_DEFAULT;
+	struct policy_vm vms[2] = { plain_vm(1000), plain_vm(500) }, v;
+	struct policy p = { 0 };
+	struct policy_plan plan;
+
+	vms[0].working_set_bytes = MIB(100);
+	vms[1].working_set_bytes = MIB(500);
+	vms[1].taken_bytes[POLICY_BALLOON] = MIB(500);
+	plan = run(&p, &cfg, 750, vms, 2, 0);
+	cr_assert_eq(plan.state, POLICY_HIGH);
+	cr_assert_eq(plan.nr_actions, 1u);
+	cr_expect(actions[0].take && actions[0].vm == 0 && actions[0].mechanism == POLICY_BALLOON &&
+		  actions[0].reason == POLICY_USED_LESS);
+	/* Worth the same at 319 and 1181, of which the other may have 1000, and the guest can spare
+	 * 500: that goes, half in a step, no faster than the rate. */
+	cr_expect_eq(entitled[0], MIB(500));
+	cr_expect_eq(actions[0].bytes, MIB(250));
+	v = vms[0];
+	for (u32 i = 0; i < 5; i++) {
+		vms[0] = v;
+		vms[1].working_set_bytes = MIB(500);
+		vms[1].taken_bytes[POLICY_BALLOON] = MIB(500);
+		switch (i) {
+		case 0: /* nobody knows */
+			vms[0].working_set_bytes = UINT64_MAX;
+			break;
+		case 1: /* it is in use, too */
+			vms[0].working_set_bytes = MIB(1000);
+			vms[1].taken_bytes[POLICY_BALLOON] = MIB(40);
+			break;
+		case 2: /* nobody was squeezed */
+			vms[1].taken_bytes[POLICY_BALLOON] = 0;
+			break;
+		case 3: /* what it got would lie idle */
+			vms[1].working_set_bytes = MIB(5);
+			vms[0].working_set_bytes = MIB(500);
+			break;
+		case 4:
+			vms[0].run = POLICY_PAUSED;
+			break;
+		}
+		plan = run(&p, &cfg, 750, vms, 2, 0);
+		cr_expect_eq(plan.nr_actions, 0u, "%u", i);
 	}
 }
 
@@ -440,7 +514,7 @@ static void check_plan(const struct policy_config *cfg, const struct policy_inpu
 		       const struct policy_plan *plan)
 {
 	u64 taken[VMS] = { 0 }, given[VMS] = { 0 }, sum = 0, tier[POLICY_MECHANISMS] = { 0 };
-	u64 out[VMS] = { 0 }, back = 0, over_max = 0, enough;
+	u64 out[VMS] = { 0 }, back = 0, over_max = 0, moved = 0, enough;
 	bool host_takes = false, host_gives = false;
 
 	cr_assert_leq(plan->nr_actions, POLICY_ACTIONS_MAX(in->nr_vms));
@@ -458,13 +532,19 @@ static void check_plan(const struct policy_config *cfg, const struct policy_inpu
 			continue;
 		}
 		host_takes |= a->reason != POLICY_OVER_MAX;
+		if (a->reason == POLICY_USED_LESS) {
+			cr_assert(plan->nr_actions && !plan->wanted_bytes &&
+				  a->mechanism == POLICY_BALLOON);
+			moved += a->bytes;
+		}
 		if (a->reason == POLICY_OVER_MAX) {
 			cr_assert(vm->max_bytes && vm->resident_bytes > vm->max_bytes);
 			over_max += a->bytes;
 		}
 		cr_assert(vm->allowed >> a->mechanism & 1);
 		cr_assert_leq(a->bytes, cfg->rate_bytes[a->mechanism] * in->elapsed_us / SECOND);
-		cr_assert(plan->state != POLICY_HIGH || a->reason == POLICY_OVER_MAX);
+		cr_assert(plan->state != POLICY_HIGH || a->reason == POLICY_OVER_MAX ||
+			  a->reason == POLICY_USED_LESS);
 		taken[a->vm] += a->bytes;
 		tier[a->mechanism] += a->bytes;
 		sum += a->bytes;
@@ -498,7 +578,7 @@ static void check_plan(const struct policy_config *cfg, const struct policy_inpu
 				     vm->taken_bytes[1] + vm->taken_bytes[2] + vm->taken_bytes[3]);
 	}
 	cr_assert_eq(sum, plan->planned_bytes);
-	cr_assert_leq(sum, plan->wanted_bytes + over_max);
+	cr_assert_leq(sum, plan->wanted_bytes + over_max + moved);
 	cr_assert_leq(plan->unmet_bytes, plan->wanted_bytes);
 	cr_assert(!(host_takes && host_gives));
 	/* What was given back is neither given twice nor promised to a new VM. */
