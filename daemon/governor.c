@@ -237,6 +237,7 @@ static void keep_action(struct governor *g, struct vm *vm, const struct view *v,
 		.last_us = g->last_us,
 		.acted = g->mode == POLICY_ACT,
 		.action = *a,
+		.taken_bytes = p->vms[a->vm].taken_bytes[a->mechanism],
 		.state = p->policy.state,
 		.available_bytes = v->host.policy.available_bytes,
 		.guest_spare_bytes = p->vms[a->vm].guest_spare_bytes,
@@ -244,9 +245,12 @@ static void keep_action(struct governor *g, struct vm *vm, const struct view *v,
 	};
 	u64 *total = a->take ? g->view.taken_bytes_total : g->view.given_bytes_total;
 	char text[512];
+	bool fresh;
+	u64 more;
 
-	total[a->mechanism] += a->bytes;
-	if (!decisions_add(&vm->decisions, &d))
+	fresh = decisions_add(&vm->decisions, &d, &more);
+	total[a->mechanism] += more;
+	if (!fresh)
 		return;
 	policy_explain(a, vm->name, text, sizeof(text));
 	if (g->mode == POLICY_ACT)

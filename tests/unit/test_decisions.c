@@ -18,8 +18,9 @@ static struct decision made(u64 at, bool take, enum policy_mechanism m, u64 byte
 static bool add(struct decisions *all, u64 at, bool take, enum policy_mechanism m, u64 bytes)
 {
 	struct decision d = made(at, take, m, bytes);
+	u64 more;
 
-	return decisions_add(all, &d);
+	return decisions_add(all, &d, &more);
 }
 
 Test(decisions, what_goes_on_is_one_entry)
@@ -36,10 +37,37 @@ Test(decisions, what_goes_on_is_one_entry)
 	cr_expect_not(add(&all, 3 * SECOND, true, POLICY_SHARE, 6));
 	d = decisions_at(&all, 1);
 	cr_assert_not_null(d);
-	cr_expect(d->bytes == 60 && d->steps == 3 && d->first_us == SECOND &&
+	/* Of a balloon that has not moved yet: 30 is asked for, and not 60. */
+	cr_expect(d->bytes == 30 && d->steps == 3 && d->first_us == SECOND &&
 		  d->last_us == 3 * SECOND && d->available_bytes == 3 * SECOND);
 	cr_expect_eq(decisions_at(&all, 0)->bytes, 11u);
 	cr_expect_null(decisions_at(&all, 2));
+}
+
+/* Each step asks for what is missing: what was decided is how far the target moved. */
+Test(decisions, what_a_balloon_was_asked_for_is_not_counted_again)
+{
+	static const struct {
+		bool take;
+		u64 taken, bytes, more, sum;
+	} steps[] = {
+		{ true, 100, 50, 50, 50 },     { true, 120, 30, 0, 50 },
+		{ true, 140, 30, 20, 70 },     { true, 170, 5, 5, 75 },
+		{ false, 170, 70, 70, 70 },    { false, 130, 30, 0, 70 },
+		{ false, 100, 100, 100, 170 },
+	};
+	struct decisions all = { 0 };
+
+	for (u32 i = 0; i < ARRAY_SIZE(steps); i++) {
+		struct decision d =
+			made((i + 1) * SECOND, steps[i].take, POLICY_BALLOON, steps[i].bytes);
+		u64 more;
+
+		d.taken_bytes = steps[i].taken;
+		decisions_add(&all, &d, &more);
+		cr_expect_eq(more, steps[i].more, "%u", i);
+		cr_expect_eq(decisions_at(&all, 0)->bytes, steps[i].sum, "%u", i);
+	}
 }
 
 Test(decisions, another_direction_and_a_gap_begin_anew)
