@@ -52,6 +52,15 @@ $(BUILD)/bench-sim: $(call obj,bench/sim.c $(TIERING))
 bench-sim: $(BUILD)/bench-sim
 	VMS='$(VMS)' $(BUILD)/bench-sim
 
+$(BUILD)/rival: $(call obj,bench/policy/rival.c)
+	$(CC) $(LDFLAGS) -o $@ $^ -ljansson
+
+# About half an hour.
+.PHONY: bench-policy
+bench-policy: deps
+	@$(MAKE) --no-print-directory all $(LIVE_BINS) $(BUILD)/rival $(OUTSIDE)
+	BUILD='$(BUILD)' bench/policy/policy.sh
+
 # On the test host: about ten minutes.
 .PHONY: bench-vmm
 bench-vmm: deps
@@ -59,4 +68,4 @@ bench-vmm: deps
 	BUILD='$(BUILD)' bench/vmm.sh
 
 # Built by `make check`, too, so that none falls behind.
-BENCH_BINS := $(OUTSIDE) $(BUILD)/memhost $(BUILD)/bench-index $(BUILD)/bench-ksm $(BUILD)/bench-cow $(BUILD)/bench-sim
+BENCH_BINS := $(OUTSIDE) $(BUILD)/memhost $(BUILD)/bench-index $(BUILD)/bench-ksm $(BUILD)/bench-cow $(BUILD)/bench-sim $(BUILD)/rival

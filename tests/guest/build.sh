@@ -86,7 +86,7 @@ build_kernel() # DIR SOURCE
 	echo "$source" >$dir/.source
 }
 
-programs=(workload memcheck diskcheck)
+programs=(workload memcheck diskcheck burst)
 build_programs()
 {
 	local p shared="tests/guest/guest.c tests/guest/guest.h common/types.h common/clock.h"

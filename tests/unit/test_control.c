@@ -136,6 +136,7 @@ static int core_plan(void *arg, struct view *ret_view, struct plan *ret)
 	struct policy_config cfg = POLICY_CONFIG_DEFAULT;
 	struct policy state = { 0 };
 	int r = core_view(arg, ret_view);
+	u64 more;
 
 	if (r < 0)
 		return r;
@@ -146,7 +147,7 @@ static int core_plan(void *arg, struct view *ret_view, struct plan *ret)
 	cr_assert_eq(r, 0);
 	ret->decisions = calloc(ret_view->nr_vms, sizeof(ret->decisions[0]));
 	decisions_add(&ret->decisions[1],
-		      &(struct decision){ .last_us = 1, .action = { .bytes = MIB(5) } });
+		      &(struct decision){ .last_us = 1, .action = { .bytes = MIB(5) } }, &more);
 	return 0;
 }
 
