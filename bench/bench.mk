@@ -67,5 +67,11 @@ bench-vmm: deps
 	@$(MAKE) --no-print-directory all $(LIVE_BINS)
 	BUILD='$(BUILD)' bench/vmm.sh
 
+# The same: about ten minutes.
+.PHONY: bench-balloon
+bench-balloon: deps
+	@$(MAKE) --no-print-directory all $(LIVE_BINS)
+	BUILD='$(BUILD)' bench/balloon.sh
+
 # Built by `make check`, too, so that none falls behind.
 BENCH_BINS := $(OUTSIDE) $(BUILD)/memhost $(BUILD)/bench-index $(BUILD)/bench-ksm $(BUILD)/bench-cow $(BUILD)/bench-sim $(BUILD)/rival
