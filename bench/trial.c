@@ -9,8 +9,10 @@
 #include "common/clock.h"
 
 #define POLL_US 10000
-/* An engine that has found nothing more for this long has found what it can. */
+/* An engine that has found nothing more for this long has found what it can; not while it has
+ * hardly begun, as slow ones come upon a few pages long before the rest. */
 #define SETTLED_US 4000000
+#define BEGUN_PART 20
 /* What found nothing is looked at ever more rarely: an hour is not like its first seconds. */
 #define REST_US 5000000
 #define IDLE_US 60000000
@@ -113,7 +115,8 @@ static void watch_merging(struct trial *t)
 	now = best_at = t0 = now_us();
 	cpu0 = ops->cpu_us(&t->peer);
 	offer_all(t);
-	while (now - t0 < LIMIT_US && (now - best_at < SETTLED_US || best == 0)) {
+	while (now - t0 < LIMIT_US &&
+	       (now - best_at < SETTLED_US || best < can_save / BEGUN_PART)) {
 		usleep(POLL_US);
 		now = now_us();
 		if (ops->saved_pages(&t->peer, &saved) < 0)
