@@ -4,7 +4,7 @@
 #include "tiering/entitlement.h"
 #include "tiering/policy.h"
 
-/* A step of a balloon (daemon/governor.c) is no less. */
+/* Less is not worth to be moved. */
 #define MIN_MOVE_BYTES MIB(16)
 
 static u64 part(u64 bytes, u32 permille)
@@ -405,11 +405,11 @@ static u64 deadband(const struct policy_vm *vm)
 	return MAX(vm->resident_bytes / 8, (u64)MIN_MOVE_BYTES);
 }
 
-/* May take part: it is known how much it uses, and what it gives or gets is by balloon. */
-static bool divides(const struct step *s, const struct policy_vm *vm, s64 class)
+/* May take part: it is known how much it uses. Who has nothing to spare may get all the same. */
+static bool divides(const struct policy_vm *vm, s64 class)
 {
 	return vm->priority == class && vm->working_set_bytes != UINT64_MAX && !vm->pressure &&
-	       !frozen(vm) && can_take(s, vm, POLICY_BALLOON);
+	       !frozen(vm);
 }
 
 /*
@@ -425,7 +425,7 @@ static void divide_class(struct step *s, s64 class, struct dealing *d)
 
 	for (u32 i = 0; i < in->nr_vms; i++) {
 		const struct policy_vm *vm = &in->vms[i];
-		bool takes_part = divides(s, vm, class);
+		bool takes_part = divides(vm, class);
 		u64 room = takes_part ? vm->taken_bytes[POLICY_BALLOON] : 0;
 
 		if (vm->max_bytes)
@@ -444,7 +444,8 @@ static void divide_class(struct step *s, s64 class, struct dealing *d)
 		const struct policy_vm *vm = &in->vms[i];
 		u64 n = above(vm->resident_bytes, d->entitled[i]);
 
-		if (n < deadband(vm))
+		/* What is taken of it anyway is enough for a step. */
+		if (n < deadband(vm) || s->plan->entitled[i] != vm->resident_bytes)
 			continue;
 		s->plan->entitled[i] = d->entitled[i];
 		n = ROUND_DOWN(MIN(n / 2, rate(s, POLICY_BALLOON)), PAGE_BYTES);
@@ -511,7 +512,9 @@ void policy_step(struct policy *p, const struct policy_config *cfg, const struct
 	enough += part(h->memory_bytes, cfg->hysteresis_permille);
 	if (plan->state == POLICY_HIGH && available > enough)
 		give(&s, available - enough);
-	if (plan->state == POLICY_HIGH && !plan->nr_actions)
+	/* Short by next to nothing is where taking ends. */
+	if (plan->state <= POLICY_SOFT && !s.given_bytes &&
+	    wanted <= part(h->memory_bytes, cfg->hysteresis_permille) / 4)
 		divide(&s);
 	available = above(h->available_bytes, s.given_bytes);
 	plan->admit_bytes = above(above(available, enough), cfg->vm_overhead_bytes);

@@ -353,6 +353,7 @@ Test(policy, idle_memory_moves_to_who_uses_it)
 	vms[0].working_set_bytes = MIB(100);
 	vms[1].working_set_bytes = MIB(500);
 	vms[1].taken_bytes[POLICY_BALLOON] = MIB(500);
+	vms[1].guest_spare_bytes = 0; /* it uses all that it has */
 	plan = run(&p, &cfg, 750, vms, 2, 0);
 	cr_assert_eq(plan.state, POLICY_HIGH);
 	cr_assert_eq(plan.nr_actions, 1u);
