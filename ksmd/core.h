@@ -20,7 +20,8 @@
  * and below: index.h, blocks.h, store.h, counts.h, planner.h, pace.h, gpn.h, target.h, reader.h.
  *
  * Metadata: 5 bytes a guest page (link, state), 9.4 to 10 bytes for each page in the index, 10
- * bytes a store page (`make bench-index`), 8 bytes for 2 MiB (huge.c) and 10 for a window (pace.h);
+ * bytes a store page (`make bench-index`), 8 bytes for 2 MiB (huge.c) and 10 for a window (pace.h),
+ * a byte a page of regions of which pages were taken out (pageout.c);
  * where VMMs tell of disk reads 11 to 21 bytes a block, 8 MiB a domain at most (blocks.h).
  */
 #ifndef BALLAST_KSMD_CORE_H
@@ -99,6 +100,7 @@ struct ksm_region {
 	u8 *state;
 	struct pace_window *windows; /* one for WINDOW_PAGES */
 	struct huge_chunk *chunks;   /* one for CHUNK_PAGES */
+	u8 *heat;		     /* of each page (pageout.c); NULL: none was ever out */
 	u32 nr_fresh, nr_held, nr_broken,
 		nr_mapped; /* pages in these states; mapped: SHARED and BROKEN* */
 	u32 nr_kept;	   /* chunks */
@@ -322,6 +324,10 @@ u32 huge_chunks_of(u64 hva, u32 nr_pages); /* elements of ksm_region.chunks */
 u32 huge_chance_twins(u32 pages, u64 entries);
 /* The decision: @pages that sharing would save in a huge page. Pure. */
 bool huge_worth_splitting(u32 pages, u64 min_saving_bytes, bool pressure);
+
+/* pageout.c: the page has left the guest; it is there again, or anew. */
+void heat_left(struct ksm_region *r, u32 page);
+void heat_is_back(struct ksm_region *r, u32 page);
 
 /*
  * pageout.c: goes around the VM's memory from @at on, to where that ends, and hands over runs of

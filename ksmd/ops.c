@@ -220,6 +220,9 @@ static void settle_out(struct ksm_vm *vm, struct ksm_region *r, u32 page, s32 st
 
 	switch (status) {
 	case 0: /* it is absent now, and when it comes back the kernel says that it was written */
+		heat_left(r, page);
+		next = PG_NONE;
+		break;
 	case -ENOENT:
 		next = PG_NONE;
 		break;

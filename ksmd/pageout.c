@@ -4,6 +4,7 @@
  * which are samples of its working set. Chosen from what the scan knows anyway: no question to the
  * kernel, no look at a page.
  */
+#include <stdlib.h>
 #include "common/clock.h"
 #include "ksmd/core.h"
 
@@ -38,12 +39,74 @@ static bool queue_out(struct ksm_region *r, u32 page, u32 nr, u32 sample)
 	return true;
 }
 
+/*
+ * Nobody sees a guest read a page that is there. What is seen is that it comes back for one that
+ * was taken: such a page is passed over, once, and 3, 7 and 15 times when it came back again (a
+ * clock with a counter); and each time that the hand passes one that stayed out, that counts for
+ * less.
+ *
+ * A byte a page: how many times it is still passed over; how often it came back; whether it is out.
+ */
+#define HEAT_PASSES   0x0f
+#define HEAT_BACK     0x10 /* counts, up to HEAT_BACK_MAX */
+#define HEAT_OUT      0x80
+
+#define HEAT_BACK_MAX 4
+
+static u8 heat_of(u32 times_back, u8 rest)
+{
+	return (u8)(times_back * HEAT_BACK | rest);
+}
+
+static u32 times_back(u8 heat)
+{
+	return (heat & ~HEAT_OUT) / HEAT_BACK;
+}
+
+void heat_left(struct ksm_region *r, u32 page)
+{
+	if (!r->heat)
+		r->heat = calloc(r->nr_pages, sizeof(r->heat[0]));
+	if (r->heat)
+		r->heat[page] = heat_of(times_back(r->heat[page]), HEAT_OUT);
+}
+
+void heat_is_back(struct ksm_region *r, u32 page)
+{
+	u8 *h = &r->heat[page];
+	u32 times = MIN(times_back(*h) + 1, (u32)HEAT_BACK_MAX);
+
+	if (*h & HEAT_OUT)
+		*h = heat_of(times, (u8)((1u << times) - 1));
+}
+
+static bool is_hot(const struct ksm_region *r, u32 page)
+{
+	return r->heat && r->heat[page] & HEAT_PASSES;
+}
+
+/* The hand passes a page that it does not take. */
+static void cool(struct ksm_region *r, u32 page)
+{
+	u8 *h = r->heat ? &r->heat[page] : NULL;
+
+	if (h && *h & HEAT_OUT && times_back(*h))
+		*h -= HEAT_BACK;
+	else if (h && *h & HEAT_PASSES)
+		(*h)--;
+}
+
+static bool may_leave(const struct ksm_region *r, u32 page)
+{
+	return is_private(r->state[page]) && !huge_kept(r, page);
+}
+
 /* The run of pages from @page on that may leave, below @end; 0: @page may not. */
 static u32 run_from(const struct ksm_region *r, u32 page, u32 end)
 {
 	u32 n = 0;
 
-	while (page + n < end && is_private(r->state[page + n]) && !huge_kept(r, page + n))
+	while (page + n < end && may_leave(r, page + n) && !is_hot(r, page + n))
 		n++;
 	return n;
 }
@@ -57,13 +120,16 @@ static bool goes_on(const struct hand *h)
 static u32 window_out(struct ksm_region *r, u32 page, u32 end, struct hand *h)
 {
 	while (page < end && goes_on(h)) {
-		u32 nr = (u32)MIN((u64)run_from(r, page, end), h->missing), taken = 1;
+		u32 run = MIN(run_from(r, page, end), h->looks);
+		u32 nr = (u32)MIN((u64)run, h->missing), taken = 1;
 
 		h->looks -= MIN(h->looks, MAX(nr, 1u));
 		if (nr) {
 			taken = h->put(h, r, page, nr);
 			h->missing -= taken;
 			h->full = taken < nr;
+		} else {
+			cool(r, page);
 		}
 		page += taken;
 	}

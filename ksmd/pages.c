@@ -126,6 +126,8 @@ static void drop(struct ksm_region *r, u32 page)
 
 void page_set(struct ksm_region *r, u32 page, enum page_state state)
 {
+	if (state == PG_FRESH && r->heat)
+		heat_is_back(r, page);
 	drop(r, page);
 	set_state(r, page, (u8)state);
 }

@@ -22,6 +22,7 @@ void region_free(struct ksm_region *r)
 	free(r->state);
 	free(r->windows);
 	free(r->chunks);
+	free(r->heat);
 	free(r);
 }
 
@@ -56,7 +57,8 @@ u64 region_bytes(const struct ksm_region *r)
 {
 	return sizeof(*r) + r->nr_pages * (sizeof(r->link[0]) + sizeof(r->state[0])) +
 	       DIV_ROUND_UP(r->nr_pages, WINDOW_PAGES) * sizeof(r->windows[0]) +
-	       huge_chunks_of(r->hva, r->nr_pages) * sizeof(r->chunks[0]);
+	       huge_chunks_of(r->hva, r->nr_pages) * sizeof(r->chunks[0]) +
+	       (r->heat ? r->nr_pages * sizeof(r->heat[0]) : 0);
 }
 
 void region_rouse(struct ksm_region *r)
