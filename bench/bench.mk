@@ -55,11 +55,20 @@ bench-sim: $(BUILD)/bench-sim
 $(BUILD)/rival: $(call obj,bench/policy/rival.c)
 	$(CC) $(LDFLAGS) -o $@ $^ -ljansson
 
-# About half an hour.
+# About an hour.
 .PHONY: bench-policy
 bench-policy: deps
 	@$(MAKE) --no-print-directory all $(LIVE_BINS) $(BUILD)/rival $(OUTSIDE)
 	BUILD='$(BUILD)' bench/policy/policy.sh
+
+$(BUILD)/tierguest: $(call obj,bench/tiers/tierguest.c) $(BUILD)/libballast-hooks.a
+	$(CC) $(LDFLAGS) -o $@ $^ -lxxhash $(LIBS_HOOKS)
+
+# About a quarter of an hour.
+.PHONY: bench-tiers
+bench-tiers: deps
+	@$(MAKE) --no-print-directory all $(BUILD)/tierguest
+	BUILD='$(BUILD)' bench/tiers/tiers.sh
 
 # On the test host: about ten minutes.
 .PHONY: bench-vmm
@@ -74,4 +83,4 @@ bench-balloon: deps
 	BUILD='$(BUILD)' bench/balloon.sh
 
 # Built by `make check`, too, so that none falls behind.
-BENCH_BINS := $(OUTSIDE) $(BUILD)/memhost $(BUILD)/bench-index $(BUILD)/bench-ksm $(BUILD)/bench-cow $(BUILD)/bench-sim $(BUILD)/rival
+BENCH_BINS := $(OUTSIDE) $(BUILD)/memhost $(BUILD)/bench-index $(BUILD)/bench-ksm $(BUILD)/bench-cow $(BUILD)/bench-sim $(BUILD)/rival $(BUILD)/tierguest

@@ -35,11 +35,10 @@
 #include <unistd.h>
 #include <xxhash.h>
 #include "bench/content.h"
+#include "bench/latency.h"
 #include "common/clock.h"
 #include "hypervisor-hooks/hooks.h"
 
-/* Latencies in classes of 1/8 power of two, from 1 ns to 2^40 ns. */
-#define CLASSES (40 * 8)
 /* Writes go to this part of the memory: a guest's working set is not all of it. */
 #define HOT_SHARE 16
 
@@ -49,24 +48,9 @@ struct load {
 	u32 write_permille;
 	atomic_bool stop;
 	_Atomic u64 ops, max_ns;
-	_Atomic u64 classes[CLASSES];
+	_Atomic u64 classes[LATENCY_CLASSES];
 	u64 since_us;
 };
-
-static u32 class_of(u64 ns)
-{
-	u32 log;
-
-	if (ns < 8)
-		return (u32)ns;
-	log = 63 - (u32)__builtin_clzll(ns);
-	return MIN(log * 8 + (u32)((ns >> (log - 3)) & 7), (u32)CLASSES - 1);
-}
-
-static u64 class_ns(u32 c)
-{
-	return c < 24 ? c : (u64)(8 + c % 8) << (c / 8 - 3);
-}
 
 /* One access a time stamp: the stamp costs some 25 ns, the same for every engine. */
 static void *load_main(void *arg)
@@ -86,7 +70,7 @@ static void *load_main(void *arg)
 		else
 			sum += ((volatile u64 *)(l->memory + page * PAGE_BYTES))[x >> 55];
 		now = now_ns();
-		l->classes[class_of(now - last)]++;
+		l->classes[latency_class(now - last)]++;
 		if (now - last > l->max_ns)
 			l->max_ns = now - last;
 		l->ops++;
@@ -99,10 +83,10 @@ static u64 percentile(struct load *l, u64 ops, double share)
 {
 	u64 seen = 0;
 
-	for (u32 c = 0; c < CLASSES; c++) {
+	for (u32 c = 0; c < LATENCY_CLASSES; c++) {
 		seen += l->classes[c];
 		if ((double)seen >= (double)ops * share)
-			return class_ns(c);
+			return latency_class_ns(c);
 	}
 	return 0;
 }
@@ -116,7 +100,7 @@ static void print_load(struct load *l)
 	       (unsigned long long)percentile(l, ops, 0.5),
 	       (unsigned long long)percentile(l, ops, 0.99),
 	       (unsigned long long)(l->max_ns / 1000));
-	for (u32 c = 0; c < CLASSES; c++)
+	for (u32 c = 0; c < LATENCY_CLASSES; c++)
 		l->classes[c] = 0;
 	l->ops = l->max_ns = 0;
 	l->since_us = now;

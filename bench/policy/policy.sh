@@ -12,7 +12,7 @@
 . "$(dirname "$0")/../../tests/lib.sh"
 . tests/live/stock/stock.sh
 
-guests=${GUESTS:-8} mib=${MIB:-768} slots=${SLOTS:-6} slot=${SLOT_SECONDS:-60} floor=${FLOOR:-128}
+guests=${GUESTS:-8} mib=${MIB:-768} slots=${SLOTS:-6} slot=${SLOT_SECONDS:-120} floor=${FLOOR:-128}
 period=4
 # What a busy guest reads: of a file that all have, of one of its own; and its anonymous memory.
 common_mib=$((mib / 8)) own_mib=$((mib * 3 / 8)) anon_mib=$((mib / 8))
