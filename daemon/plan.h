@@ -4,8 +4,8 @@
  * take is in the view.
  *
  * What is not known counts on the safe side: without an estimate all of a VM's memory is in use;
- * sharing's yield is what surveys of huge pages found. What is compressed comes back by itself when
- * the guest wants it, so that there is nothing to give back.
+ * sharing's yield is what surveys of huge pages found. What is compressed or swapped out comes back
+ * by itself when the guest wants it, so that there is nothing to give back.
  */
 #ifndef BALLAST_DAEMON_PLAN_H
 #define BALLAST_DAEMON_PLAN_H

@@ -77,10 +77,16 @@ static void answer(struct bh_agent *a, u64 addr, bool write, u64 read_ns)
 	u64 hva = ROUND_DOWN(addr, PAGE_BYTES);
 	enum bh_fault_kind kind = BH_FAULT_IN;
 	struct bh_region *r;
+	u64 page;
 
 	lock_urgent(a);
 	r = region_find(a, hva, PAGE_BYTES);
-	if (!r || pager_fill(a, r, (hva - r->hva) >> PAGE_SHIFT) < 0)
+	page = r ? (hva - r->hva) >> PAGE_SHIFT : 0;
+	/* What the pager holds is never filled with zeros, whatever becomes of bringing it back
+	 * (invariant 8): the access comes again. */
+	if (r && pager_holds(r, page))
+		(void)pager_fill(a, r, page);
+	else
 		kind = fill_zero(a, r, hva, write);
 	pthread_mutex_unlock(&a->lock);
 	uffd_wake(a->uffd, hva, PAGE_BYTES);

@@ -11,10 +11,10 @@
  *      has beyond its maximum goes in any state.
  *   4. By what: for each VM the mechanism with the lowest cost first, within its rate and what it
  *      can give now.
- *   5. With memory to spare, what was taken is given back, the dearest mechanism first, where it
- * buys the most shares.
- *   6. With nothing to spare and nothing wanted, memory that lies idle in one VM goes to another
- * that it was taken from and that uses what it has (ESX's dynamic reallocation), by balloon.
+ *   5. With memory to spare, what was taken is given back where it buys the most shares, the
+ *      dearest mechanism first.
+ *   6. With nothing to spare and nothing wanted, what lies idle in one VM goes to another that it
+ *      was taken from and that uses what it has, by balloon.
  *
  * Sources: C. Waldspurger, "Memory Resource Management in VMware ESX Server", OSDI 2002, sections 5
  * (shares, idle memory tax) and 6 (states, dynamic reallocation).

@@ -17,7 +17,7 @@ period=4
 # What a busy guest reads: of a file that all have, of one of its own; and its anonymous memory.
 common_mib=$((mib / 8)) own_mib=$((mib * 3 / 8)) anon_mib=$((mib / 8))
 limit_mib=$((guests * mib / 2))
-# QEMU's own memory, beside a guest's (measured: 75 MiB of it before the guest runs, buffers and translated code later).
+# An allowance for QEMU's own memory, beside a guest's.
 overhead_mib=${OVERHEAD:-100}
 # Disks like the slower ones of clouds.
 iops=${IOPS:-100}
@@ -103,7 +103,7 @@ watch()
 		for name; do line+=" $(actual_mib "$name")"; done
 		echo "$line"
 		# What the policy thinks, now and then.
-		[ "$1" = "" ] || ((SECONDS % 10)) || ctl plan --json >>"$out/plans.json" 2>/dev/null
+		[ "$who" != ballast ] || ((SECONDS % 10)) || ctl plan --json >>"$out/plans.json" 2>/dev/null
 	done
 }
 
@@ -175,6 +175,7 @@ contend()
 }
 
 : >"$out/results.txt"
+rm -f "$out/plans.json"
 for who in ${ONLY:-roomy fits today ballast}; do
 	case $who in
 	roomy) contend roomy "$guests" $((limit_mib * 2 + guests * overhead_mib)) ;;

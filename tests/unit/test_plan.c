@@ -182,18 +182,24 @@ Test(plan, resident_counts_the_part_of_the_store)
 		MIB(100) + 50 * PAGE_BYTES);
 }
 
+/* A host in the state hard, and a VM that no balloon can help. */
+static struct view hard_host(struct vm_view *vm)
+{
+	vm->may_balloon = false;
+	vm->may_page_out = vm->has_pager = true;
+	vm->working_set_bytes = MIB(1000);
+	return (struct view){ .host = { .memory_bytes = MIB(10000), .available_bytes = MIB(300) },
+			      .vms = vm,
+			      .nr_vms = 1 };
+}
+
 /* In the state hard idle pages are compressed, where the agent can and somebody knows which. */
 Test(plan, idle_pages_are_compressed_where_they_are_known)
 {
 	struct vm_view vm = vm_of("a");
-	struct view v = { .host = { .memory_bytes = MIB(10000), .available_bytes = MIB(300) },
-			  .vms = &vm,
-			  .nr_vms = 1 };
+	struct view v = hard_host(&vm);
 	struct plan p;
 
-	vm.may_balloon = false;
-	vm.may_page_out = vm.has_pager = true;
-	vm.working_set_bytes = MIB(1000);
 	cr_assert_eq(plan_of(&v, &p), 0);
 	cr_assert_eq(p.policy.nr_actions, 1u);
 	cr_expect_eq(p.policy.actions[0].mechanism, POLICY_COMPRESS);
@@ -214,14 +220,9 @@ Test(plan, idle_pages_are_compressed_where_they_are_known)
 Test(plan, the_rest_is_swapped)
 {
 	struct vm_view vm = vm_of("a");
-	struct view v = { .host = { .memory_bytes = MIB(10000), .available_bytes = MIB(300) },
-			  .vms = &vm,
-			  .nr_vms = 1 };
+	struct view v = hard_host(&vm);
 	struct plan p;
 
-	vm.may_balloon = false;
-	vm.may_page_out = vm.has_pager = vm.may_swap = true;
-	vm.working_set_bytes = MIB(1000);
 	for (u32 i = 0; i < 3; i++) {
 		v.host.swap_free_bytes = i == 0 ? 0 : MIB(20);
 		vm.may_swap = i != 1;
