@@ -20,7 +20,8 @@ balloon_tool()
 	start "$RUN/$name.balloon" "$TOOL" "$socket" --fast "$@"
 	TOOL_PID[$name]=$PID
 }
-last() { grep '^BALLOON ' "$RUN/$1.balloon" | tail -n 1; }
+# A line that lies across two pages of the file may be seen half written: one without its last key is not the last yet.
+last() { grep '^BALLOON .* age_ms=' "$RUN/$1.balloon" | tail -n 1; }
 value() { last "$1" | sed -n "s/.* $2=\([^ ]*\).*/\1/p"; }
 error_text() { last "$1" | sed -n 's/.* error="\([^"]*\)".*/\1/p'; }
 is() { [ "$(value "$1" "$2")" = "$3" ]; }                # NAME KEY VALUE
