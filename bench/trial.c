@@ -13,9 +13,10 @@
  * hardly begun, as slow ones come upon a few pages long before the rest. */
 #define SETTLED_US 4000000
 #define BEGUN_PART 20
-/* What found nothing is looked at ever more rarely: an hour is not like its first seconds. */
-#define REST_US 5000000
-#define IDLE_US 60000000
+/* What found nothing is looked at ever more rarely (ksmd/pace.c), and an hour is not like its first
+ * seconds: those would be counted 45 times. Then two looks at the rarest: 40 s each. */
+#define REST_US 20000000
+#define IDLE_US 80000000
 #define LOAD_US 2000000
 /* Turns of the load with the engine at work and stopped. */
 #define TURNS	80
