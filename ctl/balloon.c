@@ -50,27 +50,51 @@ int ctl_balloon(const struct ctl_options *o, char **args)
 	return 0;
 }
 
-int ctl_page_out(const struct ctl_options *o, char **args)
+/* A request of VM and SIZE: 0, with the reply, which the caller frees; or the exit status. */
+static int ask_for_bytes(const struct ctl_options *o, const char *command, char **args,
+			 json_t **ret)
 {
-	char name[CTL_CELL_MAX], size[CTL_CELL_MAX];
-	json_t *reply = NULL;
+	char name[CTL_CELL_MAX];
 	u64 bytes;
-	int r;
 
 	if (parse_bytes(args[1], &bytes) < 0 || bytes == 0 || bytes > INT64_MAX) {
 		ctl_error("\"%s\" is not " PARSE_BYTES_ACCEPTS, ctl_safe(name, args[1]));
 		return CTL_USAGE;
 	}
-	r = ctl_call(o,
-		     json_pack("{s:s,s:s,s:I}", "command", "page-out", "vm", args[0], "bytes",
-			       (json_int_t)bytes),
-		     &reply);
+	return ctl_call(o,
+			json_pack("{s:s,s:s,s:I}", "command", command, "vm", args[0], "bytes",
+				  (json_int_t)bytes),
+			ret);
+}
+
+int ctl_page_out(const struct ctl_options *o, char **args)
+{
+	char name[CTL_CELL_MAX], size[CTL_CELL_MAX];
+	json_t *reply = NULL;
+	int r = ask_for_bytes(o, "page-out", args, &reply);
+
 	if (r)
 		return r;
 	if (o->json)
 		return ctl_print_json(reply);
 	printf("%s: %s are to be compressed\n", ctl_safe(name, args[0]),
 	       ctl_bytes(size, bytes_of(reply, "pages") << PAGE_SHIFT));
+	json_decref(reply);
+	return 0;
+}
+
+int ctl_swap_out(const struct ctl_options *o, char **args)
+{
+	char name[CTL_CELL_MAX], size[CTL_CELL_MAX];
+	json_t *reply = NULL;
+	int r = ask_for_bytes(o, "swap-out", args, &reply);
+
+	if (r)
+		return r;
+	if (o->json)
+		return ctl_print_json(reply);
+	printf("%s: %s are to be written to its swap file\n", ctl_safe(name, args[0]),
+	       ctl_bytes(size, bytes_of(reply, "bytes")));
 	json_decref(reply);
 	return 0;
 }

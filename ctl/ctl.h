@@ -24,6 +24,7 @@ int ctl_unmerge(const struct ctl_options *o, char **args);
 int ctl_share(const struct ctl_options *o, char **args);
 int ctl_balloon(const struct ctl_options *o, char **args);
 int ctl_page_out(const struct ctl_options *o, char **args);
+int ctl_swap_out(const struct ctl_options *o, char **args);
 int ctl_plan(const struct ctl_options *o, char **args);
 int ctl_explain(const struct ctl_options *o, char **args);
 int ctl_analyze(const struct ctl_options *o, char **args);

@@ -20,6 +20,8 @@ static const struct command {
 	  2, 2, ctl_balloon },
 	{ "page-out", "VM SIZE", "compress so much of a VM's memory that was not written lately", 2,
 	  2, ctl_page_out },
+	{ "swap-out", "VM SIZE", "write so much of what is compressed of a VM to its swap file", 2,
+	  2, ctl_swap_out },
 	{ "plan", "", "what the policy would do now", 0, 0, ctl_plan },
 	{ "explain", "VM",
 	  "the same of one VM, with what it is based on, and what was decided before", 1, 1,

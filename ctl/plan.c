@@ -144,6 +144,8 @@ int ctl_explain(const struct ctl_options *o, char **args)
 		printf("; %s of it are compressed to %s",
 		       ctl_bytes(a, number(found, "paged_bytes")),
 		       ctl_bytes(b, number(found, "pool_bytes")));
+	if (number(found, "swap_file_bytes"))
+		printf(" and %s in its swap file", ctl_bytes(a, number(found, "swap_file_bytes")));
 	if (number(found, "swapped_bytes"))
 		printf("; %s of it are swapped out", ctl_bytes(a, number(found, "swapped_bytes")));
 	if (number(found, "ballooned_bytes"))

@@ -158,6 +158,8 @@ static int on_hello(struct agent *a)
 	a->vm = vm;
 	vm->agent = a;
 	vm->cpu_us_seen = vm->guest_faults_seen = 0;
+	vm->swap = (struct wire_swap){ 0 };
+	vm->swap_known = vm->swap_offered = false;
 	engine_vm_connect(vm->ksm, vm);
 	log_info_limited("VM %s (pid %d) is connected, domain %s, share %s", vm->name, (int)vm->pid,
 			 vm->domain, share_mode_name(vm->share));
@@ -276,6 +278,12 @@ static int handle(struct agent *a, int *passed_fd)
 		return on_disk_read(vm);
 	case WIRE_PAGER:
 		vm->pager = rx.pager;
+		return 0;
+	case WIRE_SWAP:
+		swapfile_told(vm, &rx.swap);
+		return 0;
+	case WIRE_LATENCY:
+		vm->latency = rx.latency;
 		return 0;
 	case WIRE_IMAGE:
 		*passed_fd = -1;
@@ -543,6 +551,23 @@ static int send_image_end(void *conn, int status, u64 nr_pages)
 bool agent_has_pager(const struct vm *vm)
 {
 	return vm->agent && vm->agent->version >= WIRE_PAGER_VERSION;
+}
+
+int agent_send_swap_file(struct vm *vm, int fd)
+{
+	if (!vm->agent || vm->agent->version < WIRE_SWAP_VERSION)
+		return -ENOTSUP;
+	wire_init(&tx, WIRE_SWAP_FILE, 0, 0);
+	return wire_send(vm->agent->fd, &tx, fd, 0);
+}
+
+int agent_send_swap_out(struct vm *vm, u64 bytes)
+{
+	if (!vm->agent || vm->agent->version < WIRE_SWAP_VERSION)
+		return -ENOTSUP;
+	wire_init(&tx, WIRE_SWAP_OUT, 0, sizeof(tx.swap_out));
+	tx.swap_out = (struct wire_swap_out){ .bytes = bytes };
+	return wire_send(vm->agent->fd, &tx, -1, 0);
 }
 
 static int send_page_out(void *conn, u32 seq, const struct ksm_run *runs, u32 nr)

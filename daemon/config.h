@@ -50,12 +50,12 @@ struct config_vm {
 	u32 priority;
 	bool balloon;  /* balloon: the policy may balloon it */
 	bool page_out; /* page_out: pages of it may be compressed, and sampled */
-	bool swap;     /* swap: pages of it may go to the host's swap */
+	bool swap;     /* swap: pages of it may go to the host's swap, or its swap file */
 };
 
-#define CONFIG_CGROUP_NONE "none"
-#define CONFIG_QMP_AUTO	   "auto" /* found on the VMM's command line */
-#define CONFIG_QMP_OFF	   "off"
+#define CONFIG_NONE	"none" /* where a path could be */
+#define CONFIG_QMP_AUTO "auto" /* found on the VMM's command line */
+#define CONFIG_QMP_OFF	"off"
 
 struct config {
 	/* [daemon] */
@@ -96,6 +96,8 @@ struct config {
 	u32 policy_samples;		 /* samples: pages a round and VM; 0: off */
 	u64 policy_sample_interval_us;	 /* sample_interval: between two rounds */
 	char policy_cgroup[108];	 /* cgroup: a folder whose limit counts too; or "none" */
+	char policy_swap_dir[108];	 /* swap_dir: where the pagers' swap files are; or "none" */
+	u64 policy_swap_keep;		 /* swap_keep: bytes that are left free there */
 	/* [vm "GLOB"] */
 	struct config_vm *vms; /* owned */
 	u32 nr_vms;

@@ -90,8 +90,13 @@ const struct setting config_settings[] = {
 	{ SEC_POLICY, "sample_interval", &type_duration, IN_CONFIG(policy_sample_interval_us),
 	  1000000, 3600 * 1000000ULL, "10s",
 	  "what a guest did not touch for so long is idle; the estimate follows a change in a few of these (ESX: 30s)" },
-	{ SEC_POLICY, "cgroup", &type_cgroup, IN_CONFIG(policy_cgroup), 1, 107, CONFIG_CGROUP_NONE,
+	{ SEC_POLICY, "cgroup", &type_path_or_none, IN_CONFIG(policy_cgroup), 1, 107, CONFIG_NONE,
 	  "the folder of a memory cgroup (v1 or v2) that all VMs are in, where one limits them: its limit counts when less is left in it than on the host" },
+	{ SEC_POLICY, "swap_dir", &type_path_or_none, IN_CONFIG(policy_swap_dir), 1, 107,
+	  CONFIG_NONE,
+	  "where VMs with an agent get a swap file each, for what is compressed of them (and does not compress): a file system with direct I/O, on a disk that is the administrator's to name" },
+	{ SEC_POLICY, "swap_keep", &type_bytes, IN_CONFIG(policy_swap_keep), 0, GIB(16384), "1GiB",
+	  "left free in swap_dir: others write there, too" },
 
 	{ SEC_VM, "share", &type_share, IN_VM(share), 0, 0, "on",
 	  "only VMs that were started with the agent are seen at all: starting them so is the consent" },
@@ -114,6 +119,6 @@ const struct setting config_settings[] = {
 	{ SEC_VM, "page_out", &type_bool, IN_VM(page_out), 0, 0, "on",
 	  "whether the policy may have pages of it compressed when memory is short (state hard), and samples taken; not where share = off, since nobody knows then which are idle" },
 	{ SEC_VM, "swap", &type_bool, IN_VM(swap), 0, 0, "on",
-	  "whether the policy may have idle pages of it swapped out by the kernel when memory is short (state hard), what compression does not take; without swap on the host nothing is" },
+	  "whether the policy may have idle pages of it swapped out when memory is short (state hard), what compression does not take: to its swap file, or without one by the kernel to the host's" },
 };
 _Static_assert(ARRAY_SIZE(config_settings) == CONFIG_NR_SETTINGS, "count the rows");

@@ -43,8 +43,9 @@ struct value_type {
 };
 
 extern const struct value_type type_bool, type_log, type_share, type_policy_mode, type_resort,
-	type_bytes_or_off, type_cgroup, type_count, type_count_or_off, type_mode, type_percent,
-	type_duration, type_bytes, type_path, type_qmp, type_address, type_user, type_domain;
+	type_bytes_or_off, type_path_or_none, type_count, type_count_or_off, type_mode,
+	type_percent, type_duration, type_bytes, type_path, type_qmp, type_address, type_user,
+	type_domain;
 
 /* The first word that stands for @value; "?": none does. */
 const char *config_word(const struct word *words, u64 value);
@@ -64,7 +65,7 @@ struct setting {
 	const char *reason;
 };
 
-#define CONFIG_NR_SETTINGS 43
+#define CONFIG_NR_SETTINGS 45
 extern const struct setting config_settings[];
 
 /* Parses @text into its member of @base (struct config, or struct config_vm for SEC_VM). 0,

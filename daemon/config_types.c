@@ -87,9 +87,9 @@ static int check_qmp(const char *s)
 										 : check_path(s);
 }
 
-static int check_cgroup(const char *s)
+static int check_path_or_none(const char *s)
 {
-	return strcmp(s, CONFIG_CGROUP_NONE) == 0 ? 0 : check_path(s);
+	return strcmp(s, CONFIG_NONE) == 0 ? 0 : check_path(s);
 }
 
 static int check_address(const char *s)
@@ -155,9 +155,9 @@ const struct value_type type_bytes_or_off = {
 	.zero_is_off = true,
 	.number_text = bytes_or_off_text,
 };
-const struct value_type type_cgroup = {
+const struct value_type type_path_or_none = {
 	.accepts = "an absolute path, or none",
-	.check = check_cgroup,
+	.check = check_path_or_none,
 };
 const struct value_type type_count = {
 	.accepts = "a whole number",

@@ -56,6 +56,9 @@ struct control_ops {
 	 * -ENOTCONN: its agent is not connected; -ENOTSUP: it has no pager. *ret_pages: how many
 	 * pages are asked for. */
 	int (*page_out)(void *core, const char *vm, u64 bytes, u64 *ret_pages);
+	/* Has so much of what is compressed of the VM written to its swap file. -ENOENT; -ENOTCONN;
+	 * -ENODEV: it has no such file. *ret_bytes: what is asked for. */
+	int (*swap_out)(void *core, const char *vm, u64 bytes, u64 *ret_bytes);
 	/* What the policy would do now, and has decided. -ENODATA: the host's memory is not known.
 	 * The caller frees both. */
 	int (*plan)(void *core, struct view *ret_view, struct plan *ret);

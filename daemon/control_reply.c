@@ -85,6 +85,10 @@ static const struct field vm_fields[] = {
 	VM(paged_pages),
 	VM(pool_bytes),
 	VM(swapped_bytes),
+	VM(swap_file_bytes),
+	VM(swap_file_written_bytes_total),
+	VM(swap_file_read_pages_total),
+	VM(swap_file_failures_total),
 	VM(swap_asked_pages_total),
 	VM(paged_out_pages_total),
 	VM(paged_in_pages_total),
@@ -365,6 +369,24 @@ static char *do_page_out(const struct control_ops *ops, void *core, const struct
 	return reply_text(json_pack("{s:b,s:o}", "ok", 1, "pages", json_u64(pages)));
 }
 
+static char *do_swap_out(const struct control_ops *ops, void *core, const struct request *q)
+{
+	json_t *bytes = json_object_get(q->json, "bytes");
+	u64 asked = 0;
+	int r;
+
+	if (!json_is_integer(bytes) || json_integer_value(bytes) <= 0)
+		return control_reply_error("swap-out needs \"bytes\", a number above 0");
+	r = ops->swap_out(core, q->vm, (u64)json_integer_value(bytes), &asked);
+	if (r == -ENODEV)
+		return control_reply_error("VM \"%.*s\" has no swap file ([policy] swap_dir = a "
+					   "folder gives its agent one)",
+					   (int)strnlen(q->vm, 80), q->vm);
+	if (r < 0)
+		return vm_error("swap-out", q->vm, r);
+	return reply_text(json_pack("{s:b,s:o}", "ok", 1, "bytes", json_u64(asked)));
+}
+
 static char *do_plan(const struct control_ops *ops, void *core, const struct request *q)
 {
 	struct view v = { 0 };
@@ -391,7 +413,7 @@ static const struct command {
 	{ "pause", false, do_pause },	   { "resume", false, do_resume },
 	{ "unmerge", true, do_unmerge },   { "share", true, do_share },
 	{ "balloon", true, do_balloon },   { "plan", false, do_plan },
-	{ "page-out", true, do_page_out },
+	{ "page-out", true, do_page_out }, { "swap-out", true, do_swap_out },
 };
 
 char *control_reply(const struct control_ops *ops, void *core, const char *request, size_t len,

@@ -58,6 +58,7 @@ void core_apply(struct core *c)
 static void vm_free(struct vm *vm)
 {
 	balloon_del(vm);
+	swapfile_forget(vm);
 	sd_event_source_disable_unref(vm->exit_source);
 	if (vm->pidfd >= 0)
 		close(vm->pidfd);
@@ -164,7 +165,7 @@ int core_vm_get(struct core *c, const struct peer_process *peer, const char *nam
 	vm->pid = peer->pid;
 	vm->uid = peer->uid;
 	vm->starttime = starttime;
-	vm->pidfd = -1;
+	vm->pidfd = vm->swap_fd = -1;
 	snprintf(vm->name, sizeof(vm->name), "%s", name);
 	snprintf(vm->uuid, sizeof(vm->uuid), "%s", uuid);
 	domain = recovery_domain(c, vm->pid, starttime);
@@ -321,6 +322,15 @@ static int op_page_out(void *core, const char *id, u64 bytes, u64 *ret_pages)
 	return 0;
 }
 
+static int op_swap_out(void *core, const char *id, u64 bytes, u64 *ret_bytes)
+{
+	struct vm *vm = find_vm(core, id);
+
+	if (!vm)
+		return -ENOENT;
+	return vm->agent ? swapfile_out(vm, bytes, ret_bytes) : -ENOTCONN;
+}
+
 static int op_plan(void *core, struct view *ret_view, struct plan *ret)
 {
 	return governor_plan(core, ret_view, ret);
@@ -333,6 +343,7 @@ static const struct control_ops control_ops = {
 	.share = op_share,
 	.balloon = op_balloon,
 	.page_out = op_page_out,
+	.swap_out = op_swap_out,
 	.plan = op_plan,
 };
 
@@ -368,6 +379,7 @@ void core_reload(struct core *c)
 	for (struct vm *vm = c->vms; vm; vm = vm->next) {
 		apply_vm_config(vm);
 		balloon_reload(vm);
+		swapfile_offer(vm);
 	}
 	governor_reload(c);
 	log_info("configuration reloaded");

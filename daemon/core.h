@@ -9,6 +9,7 @@
  *   host.c      the host: memory pressure, vm.max_map_count, how many mappings the VMMs have
  *   balloons.c  the VMs' QMP sockets and balloons (balloons.h)
  *   governor.c  the policy: asked, kept, carried out (governor.h)
+ *   swapfiles.c the files that the VMs' pagers write to
  *   publish.c   the view (view.h), and its copy for the metrics thread, handed over by RCU
  *
  * One thread runs all of it, on an sd-event loop. Other threads: readers (ksmd/reader.h) and HTTP
@@ -62,7 +63,12 @@ struct vm {
 	bool may_balloon, may_page_out, may_swap;
 	u64 resident_bytes, swapped_bytes, entitled_bytes; /* as the policy saw it last */
 	struct decisions decisions;
-	struct wire_pager pager; /* as its agent said last: of this connection */
+	/* As its agent said last: of this connection. */
+	struct wire_pager pager;
+	struct wire_swap swap;
+	struct wire_latency latency;
+	int swap_fd; /* the file that its agent was given; -1: none, or by a daemon before us */
+	bool swap_known, swap_offered; /* on this connection */
 	struct working_set working_set;
 	u64 sample_round_seen; /* that is in working_set */
 };
@@ -136,6 +142,21 @@ void agents_stop(struct core *c);
 void agents_forget_vm(struct vm *vm); /* the VM goes; its connection, if any, is closed */
 extern const struct engine_ops agent_engine_ops;
 bool agent_has_pager(const struct vm *vm);
+/* -ENOTSUP: not connected, or older than that. */
+int agent_send_swap_file(struct vm *vm, int fd);
+int agent_send_swap_out(struct vm *vm, u64 bytes);
+
+/* swapfiles.c */
+/* Gives the VM's agent a file, if it has said that it has none. */
+void swapfile_offer(struct vm *vm);
+/* The agent's figures: the first on a connection say whether it has a file. */
+void swapfile_told(struct vm *vm, const struct wire_swap *s);
+void swapfile_forget(struct vm *vm);
+/* So much of its pool to its file. *ret_bytes: what is asked for. -ENODEV: it has none. */
+int swapfile_out(struct vm *vm, u64 bytes, u64 *ret_bytes);
+/* What the folder has room for, less [policy] swap_keep. Cuts files of VMMs that write more than
+ * their pager ever would. */
+u64 swapfiles_free(struct core *c);
 
 /* recovery.c */
 int recovery_start(struct core *c);

@@ -93,6 +93,15 @@ static const struct field vm_fields[] = {
 	  MX_GAUGE, UNIT_ONE, VM(swapped_bytes) },
 	{ "ballast_vm_pager_pool_bytes", "Memory that the compressed pages take.", MX_GAUGE,
 	  UNIT_ONE, VM(pool_bytes) },
+	{ "ballast_vm_swap_file_bytes", "What of the compressed pages is in the VM's swap file.",
+	  MX_GAUGE, UNIT_ONE, VM(swap_file_bytes) },
+	{ "ballast_vm_swap_file_written_bytes_total", "Written to the VM's swap file.", MX_COUNTER,
+	  UNIT_ONE, VM(swap_file_written_bytes_total) },
+	{ "ballast_vm_swap_file_read_pages_total", "Pages read back from the VM's swap file.",
+	  MX_COUNTER, UNIT_ONE, VM(swap_file_read_pages_total) },
+	{ "ballast_vm_swap_file_failures_total",
+	  "Reads and writes of the VM's swap file that failed; no page is lost by a write.",
+	  MX_COUNTER, UNIT_ONE, VM(swap_file_failures_total) },
 	{ "ballast_vm_paged_out_pages_total", "Pages that were taken out and compressed.",
 	  MX_COUNTER, UNIT_ONE, VM(paged_out_pages_total) },
 	{ "ballast_vm_paged_in_pages_total", "Of them, pages that the guest came back for.",
@@ -367,6 +376,30 @@ static void write_map_count(struct mx_writer *w, const struct view *v, const str
 				      v->vms[i].map_count);
 }
 
+/* By what the access waited for: the agent's classes are powers of two, in us. */
+static void write_latency(struct mx_writer *w, const struct view *v, const struct names *names)
+{
+	static const char *const kinds[WIRE_LATENCY_KINDS] = { "first-touch", "replaced", "paged" };
+	double bounds[WIRE_LATENCY_BUCKETS];
+	u32 i, k;
+
+	if (!v->nr_vms)
+		return;
+	for (i = 0; i < WIRE_LATENCY_BUCKETS; i++)
+		bounds[i] = (double)(1u << i) / 1e6;
+	mx_family(w, "ballast_vm_fault_seconds", MX_HISTOGRAM,
+		  "How long guest accesses waited for the agent, once it had read the event.");
+	for (i = 0; i < names->nr; i++)
+		for (k = 0; k < WIRE_LATENCY_KINDS; k++) {
+			const struct wire_latency_of *l = &v->vms[i].latency.kinds[k];
+			const struct mx_label labels[] = { { "vm", names->text[i] },
+							   { "kind", kinds[k] } };
+
+			mx_histogram(w, labels, ARRAY_SIZE(labels), l->buckets, bounds,
+				     WIRE_LATENCY_BUCKETS, (double)l->sum_ns / 1e9);
+		}
+}
+
 static void write_saved(struct mx_writer *w, const struct view *v, const struct names *names,
 			bool net, const char *family, const char *help)
 {
@@ -414,6 +447,7 @@ void exporter_write(struct mx_writer *w, const struct view *v)
 
 	write_vm_debt(w, v, &vms);
 	write_map_count(w, v, &vms);
+	write_latency(w, v, &vms);
 	balloon_report_metrics(w, v, vms.text);
 	plan_report_metrics(w, v, vms.text);
 

@@ -39,7 +39,7 @@ static void divide(struct governor *g, struct view *v)
 
 	p->memory_bytes = v->host.memory_bytes;
 	p->available_bytes = v->host.available_bytes;
-	if (strcmp(path, CONFIG_CGROUP_NONE) == 0)
+	if (strcmp(path, CONFIG_NONE) == 0)
 		return;
 	r = cgroup_memory(path, &m);
 	if (r < 0 && !g->cgroup_failed)
@@ -81,6 +81,7 @@ static int make_plan(struct governor *g, struct policy *state, u64 elapsed_us, s
 	if (r < 0)
 		return r;
 	look_at_vms(g->core, v);
+	v->host.swap_file_free_bytes = swapfiles_free(g->core);
 	divide(g, v);
 	r = plan_view(v, &cfg, state, elapsed_us, p);
 	if (r < 0)
@@ -120,12 +121,10 @@ static s64 balloon_step(s64 change)
 /* How many pages have to go so that @bytes are free: their compressed copies stay. */
 static u64 pages_to_free(const struct vm *vm, u64 bytes)
 {
-	u64 out = vm->pager.pages << PAGE_SHIFT, left;
+	u64 out = vm->pager.pages << PAGE_SHIFT, left, kept = vm->pager.pool_bytes + vm->swap.bytes;
 
 	/* Until it is known: LZ4 halves what guests hold, about. */
-	left = out >= MIB(1) && vm->pager.pool_bytes < out
-		       ? 1000 - vm->pager.pool_bytes * 1000 / out
-		       : 500;
+	left = out >= MIB(1) && kept < out ? 1000 - kept * 1000 / out : 500;
 	return (u64)((__uint128_t)bytes * 1000 / MAX(left, 250u)) >> PAGE_SHIFT;
 }
 
@@ -183,6 +182,7 @@ static void carry_out(struct governor *g, const struct plan *p)
 		u64 out_bytes, swap_bytes; /* compressed, swapped out */
 	} *wanted = calloc(c->nr_vms + 1, sizeof(wanted[0]));
 	bool hurries = false;
+	u64 to_file;
 	u32 i = 0;
 
 	if (!wanted)
@@ -203,7 +203,8 @@ static void carry_out(struct governor *g, const struct plan *p)
 		balloon_policy(vm, balloon_step(wanted[i].balloon));
 		if (wanted[i].out_bytes)
 			engine_page_out(vm->ksm, pages_to_free(vm, wanted[i].out_bytes));
-		engine_swap_out(vm->ksm, wanted[i].swap_bytes >> PAGE_SHIFT);
+		if (swapfile_out(vm, wanted[i].swap_bytes, &to_file) == -ENODEV)
+			engine_swap_out(vm->ksm, wanted[i].swap_bytes >> PAGE_SHIFT);
 	}
 	sample(g);
 	free(wanted);

@@ -56,7 +56,7 @@ static bool balloon_follows(const struct balloon_view *b)
 	}
 }
 
-static void fill(struct policy_vm *p, const struct vm_view *vm)
+static void fill(struct policy_vm *p, const struct vm_view *vm, const struct host_view *h)
 {
 	const struct balloon_view *b = &vm->balloon;
 
@@ -67,6 +67,11 @@ static void fill(struct policy_vm *p, const struct vm_view *vm)
 		.priority = vm->priority,
 		.run = run_of(b),
 		.resident_bytes = vm->resident_bytes,
+		.pool_bytes = vm->pool_bytes,
+		.has_swap_file = vm->has_swap_file,
+		.swap_room_bytes = !vm->has_swap_file	 ? h->swap_free_bytes
+				   : vm->swap_file_fails ? 0
+							 : h->swap_file_free_bytes,
 		.share_yield_bytes = vm->huge_saving_pages * PAGE_BYTES,
 		.has_balloon = b->linked && b->has_actual,
 		.has_stats = b->has_stats,
@@ -111,7 +116,7 @@ int plan_view(const struct view *v, const struct policy_config *cfg, struct poli
 		return -ENOMEM;
 	}
 	for (u32 i = 0; i < v->nr_vms; i++)
-		fill(&p.vms[i], &v->vms[i]);
+		fill(&p.vms[i], &v->vms[i], &v->host);
 	view_totals(v, &t);
 	in.vms = p.vms;
 	in.host = (struct policy_host){
@@ -122,7 +127,7 @@ int plan_view(const struct view *v, const struct policy_config *cfg, struct poli
 		.cow_debt_bytes = (u64)MAX(t.cow_debt, 0),
 		/* The VMMs' own memory: what it takes there is less than what it frees. */
 		.compress_free_bytes = v->host.memory_bytes,
-		.swap_free_bytes = v->host.swap_free_bytes,
+		.swap_free_bytes = v->host.swap_free_bytes + v->host.swap_file_free_bytes,
 	};
 	policy_step(state, cfg, &in, &p.policy);
 	*ret = p;

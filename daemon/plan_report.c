@@ -89,6 +89,7 @@ static json_t *vm_json(const struct view *v, const struct plan *p, u32 i, u64 no
 	r |= json_put(j, "paged_bytes", json_u64(vm->paged_pages << PAGE_SHIFT));
 	r |= json_put(j, "pool_bytes", json_u64(vm->pool_bytes));
 	r |= json_put(j, "swapped_bytes", json_u64(vm->swapped_bytes));
+	r |= json_put(j, "swap_file_bytes", json_u64(vm->swap_file_bytes));
 	r |= json_put(j, "pressure", json_boolean(pv->pressure));
 	if (why)
 		r |= json_put(j, "held", json_text(why, strlen(why) + 1));

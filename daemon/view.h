@@ -10,6 +10,7 @@
 #include <sys/types.h>
 #include "balloon/controller.h"
 #include "common/types.h"
+#include "hypervisor-hooks/wire.h"
 #include "tiering/policy.h"
 
 /* A VM's balloon, and what its guest says of its memory (balloon/). All zero: there is nothing to
@@ -71,6 +72,11 @@ struct vm_view {
 	/* Of its agent's pager: pages that are out now, and the memory that they take. */
 	u64 paged_pages, pool_bytes;
 	bool has_pager;
+	/* Its swap file: what is in it; since the VMM began: written, read back, failures. */
+	bool has_swap_file, swap_file_fails;
+	u64 swap_file_bytes, swap_file_written_bytes_total, swap_file_read_pages_total,
+		swap_file_failures_total;
+	struct wire_latency latency; /* of its guest's accesses that waited for the agent */
 	/* Huge pages (2 MiB) left whole, and what splitting them would save, as far as is known. */
 	u64 huge_pages, huge_saving_pages;
 	struct balloon_view balloon;
@@ -106,7 +112,8 @@ struct host_view {
 	bool has_pressure_some;			   /* the kernel has PSI */
 	u32 pressure_some_permille;	   /* of the last 10 s, how long tasks waited for memory */
 	u64 memory_bytes, available_bytes; /* 0: could not be read */
-	u64 swap_free_bytes;
+	u64 swap_free_bytes;		   /* the kernel's */
+	u64 swap_file_free_bytes; /* what the VMs' swap files may still take, all together */
 	struct policy_view policy;
 	u64 reloads_total, reload_errors_total, protocol_errors_total, blocked_readers_total;
 };

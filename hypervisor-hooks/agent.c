@@ -126,10 +126,13 @@ static int threads_start(struct bh_agent *a)
 	pthread_sigmask(SIG_SETMASK, &all, &old);
 	err = pthread_create(&a->fault_thread, NULL, fault_main, a);
 	if (err == 0) {
-		err = pthread_create(&a->link_thread, NULL, link_main, a);
+		err = -swap_start(a);
+		if (err == 0)
+			err = pthread_create(&a->link_thread, NULL, link_main, a);
 		if (err) {
 			a->stop = true;
 			pthread_join(a->fault_thread, NULL);
+			swap_stop(a);
 		}
 	}
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
@@ -155,9 +158,11 @@ int bh_new(const struct bh_config *cfg, struct bh_agent **ret)
 	if (!a)
 		return -ENOMEM;
 	a->cfg = *cfg;
-	a->uffd = a->uffd_sync = a->wake_fd = a->sock = a->store_fd = a->mounts_fd = -1;
+	a->uffd = a->uffd_sync = a->wake_fd = a->sock = a->store_fd = a->mounts_fd = a->swap.fd =
+		-1;
 	pthread_mutex_init(&a->lock, NULL);
 	pthread_mutex_init(&a->reads.lock, NULL);
+	pthread_cond_init(&a->swap.work, NULL);
 	pthread_condattr_init(&attr);
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
 	pthread_cond_init(&a->image.over, &attr);
@@ -214,6 +219,7 @@ void bh_free(struct bh_agent *a)
 		agent_kick(a);
 		pthread_join(a->link_thread, NULL);
 		pthread_join(a->fault_thread, NULL);
+		swap_stop(a);
 	}
 	for (u32 i = 0; i < a->nr_regions; i++)
 		pager_restore(a, a->regions[i]);
@@ -230,6 +236,8 @@ void bh_free(struct bh_agent *a)
 		close(a->store_fd);
 	if (a->mounts_fd >= 0)
 		close(a->mounts_fd);
+	if (a->swap.fd >= 0)
+		close(a->swap.fd);
 	if (a->wake_fd >= 0)
 		close(a->wake_fd);
 	if (a->staging)
@@ -242,6 +250,7 @@ void bh_free(struct bh_agent *a)
 	free(a->rx);
 	free(a->tx);
 	pthread_cond_destroy(&a->image.over);
+	pthread_cond_destroy(&a->swap.work);
 	pthread_mutex_destroy(&a->lock);
 	pthread_mutex_destroy(&a->reads.lock);
 	free(a);
@@ -256,7 +265,11 @@ static u64 one_thread_cpu_us(pthread_t t)
 
 u64 agent_cpu_us(struct bh_agent *a)
 {
-	return one_thread_cpu_us(a->link_thread) + one_thread_cpu_us(a->fault_thread);
+	u64 us = one_thread_cpu_us(a->link_thread) + one_thread_cpu_us(a->fault_thread);
+
+	for (u32 i = 0; i < a->swap.threads_started; i++)
+		us += one_thread_cpu_us(a->swap.threads[i]);
+	return us;
 }
 
 void bh_stats(struct bh_agent *a, struct bh_stats *ret)
@@ -279,12 +292,16 @@ void bh_stats(struct bh_agent *a, struct bh_stats *ret)
 		.paged_in_pages = a->pager.in_total,
 		.paged_zero_pages = a->pager.zero_total,
 		.paged_refused_pages = a->pager.refused_total,
+		.swap_bytes = a->swap.medium_bytes,
+		.swap_written_bytes = a->swap.written_bytes,
+		.swap_read_pages = a->swap.read_pages,
+		.swap_failures = a->swap.failures,
 		.cpu_us = agent_cpu_us(a),
 		.connected = a->connected,
 	};
 	for (u32 i = 0; i < BH_LATENCY_BUCKETS; i++) {
-		ret->wait_latency[i] = a->wait_latency[i];
-		ret->fill_latency[i] = a->fill_latency[i];
-		ret->in_latency[i] = a->in_latency[i];
+		ret->wait_latency[i] = a->latency[BH_FAULT_WAIT].buckets[i];
+		ret->fill_latency[i] = a->latency[BH_FAULT_FILL].buckets[i];
+		ret->in_latency[i] = a->latency[BH_FAULT_IN].buckets[i];
 	}
 }

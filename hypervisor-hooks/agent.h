@@ -11,6 +11,7 @@
  *   pins.c     pages under DMA, where the VMM says which
  *   dma.c      may a device write guest memory behind the page tables? where it does not
  *   pager.c    pages that wait, compressed, outside of the guest (pool.c)
+ *   swap.c     the threads "ballast-swap": what of these goes to a file, and comes back
  *   image.c    memory that begins as a snapshot's
  *   reads.c    what came from which disk block: hints for the daemon
  *
@@ -115,6 +116,37 @@ struct bh_pager {
 	u32 nr_sample_at;
 };
 
+/* How long guest accesses of a kind waited; buckets as in bh_stats. */
+struct bh_latency {
+	_Atomic u64 sum_ns, buckets[BH_LATENCY_BUCKETS];
+};
+
+#define SWAP_THREADS 3
+#define SWAP_QUEUE   32
+
+/* A guest access to a page that has to be read first. */
+struct bh_swap_request {
+	u64 hva; /* 0: none */
+	u64 read_ns;
+	bool taken;
+};
+
+/* The pager's swap file (swap.c). Changed with bh_agent.lock held. */
+struct bh_swap {
+	int fd;	     /* -1: none */
+	bool direct; /* its writes are past the page cache */
+	pthread_cond_t work;
+	pthread_t threads[SWAP_THREADS];
+	u32 threads_started;
+	struct bh_swap_request in[SWAP_QUEUE];
+	u64 wanted_bytes;		   /* of the pool, to be written */
+	bool writing;			   /* one thread does */
+	u64 retry_us;			   /* after a failure: not before then */
+	u64 write_pause_us, read_pause_us; /* after failures (swap.c) */
+	_Atomic u64 medium_bytes, written_bytes, read_pages, failures;
+	_Atomic int error; /* of the last failure; 0 once it went well again */
+};
+
 struct bh_agent {
 	struct bh_config cfg;
 	char socket_path[108], name[WIRE_NAME_MAX], uuid[WIRE_UUID_MAX];
@@ -144,6 +176,7 @@ struct bh_agent {
 	void *lz4_state;
 	u8 *fill; /* a page, to bring back */
 	struct bh_pager pager;
+	struct bh_swap swap;
 
 	/* Owned by the link thread. */
 	int store_fd;
@@ -152,8 +185,11 @@ struct bh_agent {
 			verified */
 	bool staging_full; /* pages of an earlier batch are in it still */
 	u8 *reference;	   /* BH_STEP_PAGES pages: the store's content, to compare with */
-	struct wire_pager pager_told; /* last, on this connection */
-	u64 pager_told_us;
+	/* Last, on this connection. */
+	struct wire_pager pager_told;
+	struct wire_swap swap_told;
+	struct wire_latency latency_told;
+	u64 pager_told_us, figures_told_us;
 	int mounts_fd; /* /proc/self/mountinfo, which tells of changes by poll(2) */
 	bool mounts_read, network_fs;
 	struct wire_message *rx, *tx;
@@ -161,8 +197,7 @@ struct bh_agent {
 
 	_Atomic u64 merged_pages, zeroed_pages, unmerged_pages, moved_back_pages, pinned_pages,
 		failed_pages, wait_faults, fill_faults, image_pages;
-	_Atomic u64 wait_latency[BH_LATENCY_BUCKETS], fill_latency[BH_LATENCY_BUCKETS],
-		in_latency[BH_LATENCY_BUCKETS];
+	struct bh_latency latency[BH_FAULT_KINDS];
 	atomic_bool connected;
 	atomic_uint version; /* of the protocol, on this connection */
 };
@@ -303,12 +338,37 @@ int pager_prepare(struct bh_agent *a, u64 hva, u32 nr);
  * is not worth it, -ENOSPC, -EAGAIN: it belongs back. */
 int pager_put(struct bh_agent *a, struct bh_region *r, u64 page, const void *content, u64 round);
 bool pager_holds(const struct bh_region *r, u64 page);
+/* What it is kept as in the pool; POOL_NONE: it is not out. */
+u32 pager_object(const struct bh_region *r, u64 page);
+bool pager_on_medium(const struct bh_agent *a, const struct bh_region *r, u64 page);
 /* Brings a page back. -ENOENT: it is not out, or what is mapped there is not the region's any more.
  */
 int pager_fill(struct bh_agent *a, struct bh_region *r, u64 page);
+/* The same for one that is out, with what was read of the medium. */
+int pager_fill_read(struct bh_agent *a, struct bh_region *r, u64 page, const void *packed,
+		    u32 bytes);
 void pager_drop(struct bh_agent *a, struct bh_region *r, u64 page, u64 nr); /* it is lost */
 void pager_restore(struct bh_agent *a, struct bh_region *r);		    /* all of the region */
+void pager_note(struct bh_agent *a); /* what the pool takes, for the figures */
 void pager_free(struct bh_agent *a);
+
+/* swap.c; with @lock held but for swap_use(), swap_start() and swap_stop() */
+/* Takes over @fd, unless it fails. -EEXIST: it has a file; -EINVAL: it is none to be used. */
+int swap_use(struct bh_agent *a, int fd);
+/* May something be written now? */
+bool swap_takes(const struct bh_agent *a);
+/* So much more of the pool shall leave memory. */
+void swap_out(struct bh_agent *a, u64 bytes);
+/* True: a thread reads the page, brings it back and wakes who waits. False: they are too busy. */
+bool swap_will_fill(struct bh_agent *a, u64 hva, u64 read_ns);
+/* An object on the medium, by way of @blocks (POOL_PLACE_BLOCKS of them, aligned), without @lock or
+ * with. Does not fail: the VM ends. */
+struct pool_place;
+const void *swap_read(struct bh_agent *a, const struct pool_place *at, void *blocks,
+		      u32 *ret_bytes);
+int swap_start(struct bh_agent *a);
+void *swap_main(void *agent);
+void swap_stop(struct bh_agent *a); /* once bh_agent.stop is set */
 
 /* link.c */
 int link_connect(struct bh_agent *a); /* connects and shakes hands, waiting at most a second */
@@ -330,6 +390,8 @@ int reads_tell(struct bh_agent *a);
 
 /* fault.c */
 void *fault_main(void *agent);
+/* The guest runs on already. */
+void fault_tell(struct bh_agent *a, u64 hva, enum bh_fault_kind kind, u64 read_ns);
 
 /* dma.c */
 bool dma_possible(struct bh_agent *a);		/* to a page that UFFDIO_MOVE was not asked about */

@@ -135,7 +135,7 @@ static bool may_write_unpinned(int fd)
 }
 
 /* getdents64(2) by hand: opendir() allocates. */
-static bool any_descriptor(bool (*fn)(int fd))
+static bool any_descriptor(const struct bh_agent *a, bool (*fn)(int fd))
 {
 	char buf[4096] __attribute__((aligned(8)));
 	int dir = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -147,7 +147,8 @@ static bool any_descriptor(bool (*fn)(int fd))
 			const struct dirent64 *e = (const struct dirent64 *)(buf + at);
 			int fd = atoi(e->d_name);
 
-			found = e->d_name[0] != '.' && fd != dir && fn(fd);
+			/* Through the pager's own file no guest memory goes. */
+			found = e->d_name[0] != '.' && fd != dir && fd != a->swap.fd && fn(fd);
 			at += e->d_reclen;
 		}
 	}
@@ -160,7 +161,7 @@ bool dma_possible(struct bh_agent *a)
 {
 	if (a->cfg.dma_active)
 		return a->cfg.dma_active(a->cfg.dma_arg) != 0;
-	return !a->cfg.pins_exactly && any_descriptor(may_pin);
+	return !a->cfg.pins_exactly && any_descriptor(a, may_pin);
 }
 
 /* Is a file system mounted that no block device of this host is behind? */
@@ -223,5 +224,5 @@ bool dma_unpinned_possible(struct bh_agent *a)
 	}
 	if (!a->network_fs && !vhost_scsi_loaded())
 		return false;
-	return any_descriptor(may_write_unpinned);
+	return any_descriptor(a, may_write_unpinned);
 }

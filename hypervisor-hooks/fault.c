@@ -27,17 +27,12 @@ static u32 latency_bucket(u64 ns)
 	return MIN(bucket, BH_LATENCY_BUCKETS - 1u);
 }
 
-/* The guest runs on already. */
-static void tell(struct bh_agent *a, u64 hva, enum bh_fault_kind kind, u64 read_ns)
+void fault_tell(struct bh_agent *a, u64 hva, enum bh_fault_kind kind, u64 read_ns)
 {
 	const struct bh_fault f = { .hva = hva, .kind = kind, .latency_ns = now_ns() - read_ns };
-	_Atomic u64 *latency[] = {
-		[BH_FAULT_FILL] = a->fill_latency,
-		[BH_FAULT_WAIT] = a->wait_latency,
-		[BH_FAULT_IN] = a->in_latency,
-	};
 
-	latency[kind][latency_bucket(f.latency_ns)]++;
+	a->latency[kind].sum_ns += f.latency_ns;
+	a->latency[kind].buckets[latency_bucket(f.latency_ns)]++;
 	if (a->cfg.fault)
 		a->cfg.fault(a->cfg.fault_arg, &f);
 }
@@ -82,6 +77,11 @@ static void answer(struct bh_agent *a, u64 addr, bool write, u64 read_ns)
 	lock_urgent(a);
 	r = region_find(a, hva, PAGE_BYTES);
 	page = r ? (hva - r->hva) >> PAGE_SHIFT : 0;
+	/* Others do not wait for a medium. */
+	if (r && pager_on_medium(a, r, page) && swap_will_fill(a, hva, read_ns)) {
+		pthread_mutex_unlock(&a->lock);
+		return;
+	}
 	/* What the pager holds is never filled with zeros, whatever becomes of bringing it back
 	 * (invariant 8): the access comes again. */
 	if (r && pager_holds(r, page))
@@ -90,7 +90,7 @@ static void answer(struct bh_agent *a, u64 addr, bool write, u64 read_ns)
 		kind = fill_zero(a, r, hva, write);
 	pthread_mutex_unlock(&a->lock);
 	uffd_wake(a->uffd, hva, PAGE_BYTES);
-	tell(a, hva, kind, read_ns);
+	fault_tell(a, hva, kind, read_ns);
 }
 
 void *fault_main(void *agent)

@@ -56,8 +56,9 @@ struct bh_agent;
 enum bh_fault_kind {
 	BH_FAULT_FILL, /* first touch of adopted memory: the agent gave it a page of zeros */
 	BH_FAULT_WAIT, /* an access that waited for a page that was being moved */
-	BH_FAULT_IN,   /* an access to a page that was out: it was decompressed */
+	BH_FAULT_IN,   /* an access to a page that was out: it was brought back */
 };
+#define BH_FAULT_KINDS 3
 
 /* A guest access that the agent let go on. */
 struct bh_fault {
@@ -83,8 +84,8 @@ struct bh_config {
 	/* The VMM calls bh_pin() before any I/O that reaches guest RAM past the page tables, all of
 	 * it. Then that is what counts, and the descriptors are not looked at. */
 	bool pins_exactly;
-	/* Called after a guest access was let go on, on the thread that all such accesses wait for:
-	 * it must not take long, and touch no guest RAM. NULL: none. */
+	/* Called after a guest access was let go on, on one of the threads that such accesses wait
+	 * for: it must not take long, and touch no guest RAM. NULL: none. */
 	void (*fault)(void *arg, const struct bh_fault *f);
 	void *fault_arg;
 };
@@ -215,9 +216,12 @@ struct bh_stats {
 	 */
 	uint64_t paged_pages, pool_bytes, paged_out_pages, paged_in_pages, paged_zero_pages,
 		paged_refused_pages;
+	/* Its swap file: what is in it now; since bh_new(): written, read back, failures of either.
+	 */
+	uint64_t swap_bytes, swap_written_bytes, swap_read_pages, swap_failures;
 	uint64_t disk_reads_noted, disk_reads_dropped; /* pages: told to the daemon; not told */
 	uint64_t image_pages;			       /* mapped by bh_region_from_image() */
-	uint64_t cpu_us;			       /* CPU time of the two threads */
+	uint64_t cpu_us;			       /* CPU time of its threads */
 	int connected;				       /* the daemon answers now */
 };
 void bh_stats(struct bh_agent *a, struct bh_stats *ret);

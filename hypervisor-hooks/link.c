@@ -136,6 +136,10 @@ int link_connect(struct bh_agent *a)
 	pthread_mutex_unlock(&a->lock);
 	reads_forget(a);
 	a->pager_told = (struct wire_pager){ 0 };
+	/* Like none that there is: whether it has a file is told at once. */
+	a->swap_told = (struct wire_swap){ .has_file = UINT64_MAX };
+	a->figures_told_us = 0;
+	a->latency_told = (struct wire_latency){ 0 };
 	a->version = a->rx->welcome.version;
 	a->sock = sock;
 	a->connected = true;
@@ -226,6 +230,56 @@ static int tell_pager(struct bh_agent *a, bool at_once)
 	return wire_send(a->sock, a->tx, -1, SEND_MS);
 }
 
+static int tell_swap(struct bh_agent *a)
+{
+	const struct wire_swap now = {
+		.has_file = a->swap.fd >= 0,
+		.bytes = a->swap.medium_bytes,
+		.written_bytes = a->swap.written_bytes,
+		.read_pages = a->swap.read_pages,
+		.failures = a->swap.failures,
+		.error = a->swap.error,
+	};
+
+	if (memcmp(&now, &a->swap_told, sizeof(now)) == 0)
+		return 0;
+	a->swap_told = now;
+	wire_init(a->tx, WIRE_SWAP, 0, sizeof(a->tx->swap));
+	a->tx->swap = now;
+	return wire_send(a->sock, a->tx, -1, SEND_MS);
+}
+
+_Static_assert(WIRE_LATENCY_BUCKETS == BH_LATENCY_BUCKETS && WIRE_LATENCY_KINDS == BH_FAULT_KINDS,
+	       "they are told as they are");
+
+static int tell_latency(struct bh_agent *a)
+{
+	struct wire_latency *now = &a->tx->latency;
+
+	wire_init(a->tx, WIRE_LATENCY, 0, sizeof(*now));
+	for (u32 k = 0; k < BH_FAULT_KINDS; k++) {
+		now->kinds[k].sum_ns = a->latency[k].sum_ns;
+		for (u32 i = 0; i < BH_LATENCY_BUCKETS; i++)
+			now->kinds[k].buckets[i] = a->latency[k].buckets[i];
+	}
+	if (memcmp(now, &a->latency_told, sizeof(*now)) == 0)
+		return 0;
+	a->latency_told = *now;
+	return wire_send(a->sock, a->tx, -1, SEND_MS);
+}
+
+/* Figures of no urgency. */
+static int tell_figures(struct bh_agent *a)
+{
+	int r;
+
+	if (a->version < WIRE_SWAP_VERSION || now_us() - a->figures_told_us < PAGER_TELL_US)
+		return 0;
+	a->figures_told_us = now_us();
+	r = tell_swap(a);
+	return r < 0 ? r : tell_latency(a);
+}
+
 /* All that the daemon has to know, in the order in which it must know it. */
 static int tell_news(struct bh_agent *a)
 {
@@ -249,6 +303,8 @@ static int tell_news(struct bh_agent *a)
 		r = image_tell(a);
 	if (r == 0)
 		r = tell_pager(a, false);
+	if (r == 0)
+		r = tell_figures(a);
 	return r;
 }
 
@@ -333,11 +389,34 @@ static int do_unmerge(struct bh_agent *a)
 	return a->stop ? -ECANCELED : send_done(a, a->rx->h.seq, nr_segments);
 }
 
+/* Takes over @fd. */
+static void do_swap_file(struct bh_agent *a, int fd)
+{
+	int r = swap_use(a, fd);
+
+	if (r == 0)
+		return;
+	close(fd);
+	if (r != -EEXIST)
+		agent_log(a, "the daemon's swap file is not used: %s", strerror(-r));
+}
+
+static void do_swap_out(struct bh_agent *a, u64 bytes)
+{
+	lock_step(a);
+	swap_out(a, bytes);
+	pthread_mutex_unlock(&a->lock);
+}
+
 static int serve(struct bh_agent *a)
 {
 	const char *why;
-	int r = wire_recv(a->sock, a->rx, NULL, &why);
+	int fd = -1, r = wire_recv(a->sock, a->rx, &fd, &why);
 
+	if (fd >= 0 && (r < 0 || a->rx->h.type != WIRE_SWAP_FILE)) {
+		close(fd);
+		r = -EPROTO;
+	}
 	if (r < 0)
 		return r == -EAGAIN ? 0 : r;
 	switch (a->rx->h.type) {
@@ -350,6 +429,12 @@ static int serve(struct bh_agent *a)
 		return 0;
 	case WIRE_UNMERGE:
 		return do_unmerge(a);
+	case WIRE_SWAP_FILE:
+		do_swap_file(a, fd);
+		return 0;
+	case WIRE_SWAP_OUT:
+		do_swap_out(a, a->rx->swap_out.bytes);
+		return 0;
 	default:
 		return -EPROTO;
 	}

@@ -1,15 +1,18 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The pager: pages that were taken out of the guest and wait, compressed, in this process's memory.
+ * The pager: pages that were taken out of the guest and wait, compressed, in this process's memory
+ * or, where the daemon gave it a swap file, in that (swap.c).
  *
  * Out: a page leaves by UFFDIO_MOVE as one that is to be merged does (merge.c), so no access can
  * see it half gone (invariant 1), and none that is under DMA leaves. Its content is compressed
  * (LZ4) from the staging area into the pool; one of zeros is dropped, since a hole reads as zeros;
- * one that does not compress well goes back. Only then is the copy in the staging area freed.
+ * one that does not compress well goes back, or with a swap file is kept as it is. Only then is the
+ * copy in the staging area freed.
  *
  * In: the guest's access to the hole is an event for the thread "ballast-fault", which puts the
- * page back by UFFDIO_COPY. All that this takes is in this process: no daemon is asked, and its
- * death changes nothing (invariants 6 and 8).
+ * page back by UFFDIO_COPY, or for one that has to be read leaves it to swap.c. All that this takes
+ * is in this process, or its file: no daemon is asked, and its death changes nothing (invariants 6
+ * and 8).
  *
  * What hangs on a page that is out, and who takes care of it:
  *   - its chunk stays adopted (chunk_release() is not called for it): the hole must trap;
@@ -30,6 +33,9 @@
 /* For a shortage of memory that passes; the guest waits. */
 #define FILL_TRIES    10000
 #define FILL_PAUSE_US 1000
+
+/* What compresses to more is not worth it: three quarters of a page. */
+#define PACKED_MAX 3064
 
 /* In r->out[chunk][page]: an object of the pool, and whether it is a sample of the working set. */
 #define OUT_SAMPLE ((u32)1 << 31)
@@ -56,7 +62,8 @@ static int pool_prepare(struct bh_agent *a)
 	lock_step(a);
 	bytes = all_bytes(a);
 	pthread_mutex_unlock(&a->lock);
-	err = pool_new(bytes, &p);
+	/* A page that is kept as it is takes somewhat more. */
+	err = pool_new(bytes + bytes / 8, &p);
 	if (err == 0) {
 		state = malloc((size_t)LZ4_sizeofState());
 		err = state ? 0 : -ENOMEM;
@@ -119,11 +126,21 @@ static u32 *out_slot(const struct bh_region *r, u64 page)
 	return table ? &table[page % CHUNK_PAGES] : NULL;
 }
 
-bool pager_holds(const struct bh_region *r, u64 page)
+u32 pager_object(const struct bh_region *r, u64 page)
 {
 	const u32 *slot = out_slot(r, page);
 
-	return slot && *slot;
+	return slot ? *slot & ~OUT_SAMPLE : POOL_NONE;
+}
+
+bool pager_holds(const struct bh_region *r, u64 page)
+{
+	return pager_object(r, page) != POOL_NONE;
+}
+
+bool pager_on_medium(const struct bh_agent *a, const struct bh_region *r, u64 page)
+{
+	return pager_holds(r, page) && pool_on_medium(a->pool, pager_object(r, page));
 }
 
 /* The first page from @page on, below @end, whose chunk has pages out; @end: there is none. */
@@ -168,11 +185,37 @@ static bool note_sample(struct bh_agent *a, const struct bh_region *r, u64 page,
 	return true;
 }
 
+void pager_note(struct bh_agent *a)
+{
+	a->pager.pool_bytes = pool_bytes(a->pool);
+	a->swap.medium_bytes = pool_medium_bytes(a->pool);
+}
+
+/* The page's content as it is kept; POOL_NONE: it is not. */
+static u32 keep(struct bh_agent *a, const void *content, int *err)
+{
+	char packed[PACKED_MAX];
+	int bytes = LZ4_compress_fast_extState(a->lz4_state, content, packed, PAGE_BYTES,
+					       sizeof(packed), 1);
+	u32 object;
+
+	*err = -EFBIG;
+	if (bytes <= 0 && !swap_takes(a))
+		return POOL_NONE;
+	*err = -ENOSPC;
+	if (bytes > 0)
+		return pool_add(a->pool, packed, (u32)bytes);
+	/* It saves nothing while it is in memory, so as much goes to the file. */
+	object = pool_add(a->pool, content, PAGE_BYTES);
+	if (object != POOL_NONE)
+		swap_out(a, PAGE_BYTES);
+	return object;
+}
+
 int pager_put(struct bh_agent *a, struct bh_region *r, u64 page, const void *content, u64 round)
 {
-	char packed[POOL_OBJECT_MAX];
 	u32 *slot = out_slot(r, page), object;
-	int bytes;
+	int err;
 
 	if (!slot || *slot || !r->dont_fork)
 		return -EAGAIN; /* the region is not the one that was prepared for */
@@ -180,14 +223,10 @@ int pager_put(struct bh_agent *a, struct bh_region *r, u64 page, const void *con
 		a->pager.zero_total++;
 		return 0;
 	}
-	bytes = LZ4_compress_fast_extState(a->lz4_state, content, packed, PAGE_BYTES,
-					   sizeof(packed), 1);
-	if (bytes <= 0)
-		return -EFBIG;
-	object = pool_add(a->pool, packed, (u32)bytes);
+	object = keep(a, content, &err);
 	if (object == POOL_NONE)
-		return -ENOSPC;
-	a->pager.pool_bytes = pool_bytes(a->pool);
+		return err;
+	pager_note(a);
 	*slot = object | (note_sample(a, r, page, round) ? OUT_SAMPLE : 0);
 	r->out_nr[page / CHUNK_PAGES]++;
 	a->pager.pages++;
@@ -198,7 +237,7 @@ int pager_put(struct bh_agent *a, struct bh_region *r, u64 page, const void *con
 static void forget(struct bh_agent *a, struct bh_region *r, u64 page, u32 *slot)
 {
 	pool_del(a->pool, *slot & ~OUT_SAMPLE);
-	a->pager.pool_bytes = pool_bytes(a->pool);
+	pager_note(a);
 	*slot = 0;
 	r->out_nr[page / CHUNK_PAGES]--;
 	a->pager.pages--;
@@ -213,21 +252,28 @@ void pager_drop(struct bh_agent *a, struct bh_region *r, u64 page, u64 nr)
 			forget(a, r, p, out_slot(r, p));
 }
 
-int pager_fill(struct bh_agent *a, struct bh_region *r, u64 page)
+static void unpack(struct bh_agent *a, const void *packed, u32 bytes)
 {
-	u32 *slot = out_slot(r, page), bytes;
-	const void *packed;
+	if (bytes == PAGE_BYTES) {
+		memcpy(a->fill, packed, PAGE_BYTES);
+		return;
+	}
+	if (LZ4_decompress_safe(packed, (char *)a->fill, (int)bytes, PAGE_BYTES) == PAGE_BYTES)
+		return;
+	/* Only a stray write of the VMM into the pool does that. */
+	agent_log(a,
+		  "a guest page that was paged out cannot be decompressed: stopping the VM rather "
+		  "than letting it read wrong bytes");
+	abort();
+}
+
+int pager_fill_read(struct bh_agent *a, struct bh_region *r, u64 page, const void *packed,
+		    u32 bytes)
+{
+	u32 *slot = out_slot(r, page);
 	int err;
 
-	if (!slot || !*slot)
-		return -ENOENT;
-	packed = pool_get(a->pool, *slot & ~OUT_SAMPLE, &bytes);
-	if (LZ4_decompress_safe(packed, (char *)a->fill, (int)bytes, PAGE_BYTES) != PAGE_BYTES) {
-		/* Only a stray write of the VMM into the pool does that. */
-		agent_log(a, "a guest page that was paged out cannot be decompressed: stopping the "
-			     "VM rather than letting it read wrong bytes");
-		abort();
-	}
+	unpack(a, packed, bytes);
 	/*
 	 * The content exists nowhere else, so it is kept until it is in the guest again (invariant
 	 * 8). EEXIST cannot last: in an adopted chunk only we fill holes, and with the lock held.
@@ -254,6 +300,28 @@ int pager_fill(struct bh_agent *a, struct bh_region *r, u64 page)
 	a->pager.sample_faults += (*slot & OUT_SAMPLE) != 0;
 	forget(a, r, page, slot);
 	return 0;
+}
+
+int pager_fill(struct bh_agent *a, struct bh_region *r, u64 page)
+{
+	u8 blocks[POOL_PLACE_BLOCKS * POOL_BLOCK_BYTES] __attribute__((aligned(POOL_BLOCK_BYTES)));
+	u32 object = pager_object(r, page), bytes;
+	struct pool_place at;
+	const void *packed;
+	int err;
+
+	if (object == POOL_NONE)
+		return -ENOENT;
+	if (!pool_on_medium(a->pool, object)) {
+		packed = pool_get(a->pool, object, &bytes);
+		return pager_fill_read(a, r, page, packed, bytes);
+	}
+	pool_read_begin(a->pool, object, &at);
+	packed = swap_read(a, &at, blocks, &bytes);
+	err = pager_fill_read(a, r, page, packed, bytes);
+	pool_read_end(a->pool, object);
+	pager_note(a);
+	return err;
 }
 
 void pager_restore(struct bh_agent *a, struct bh_region *r)

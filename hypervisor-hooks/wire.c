@@ -36,6 +36,10 @@ static const struct payload_rule {
 			    .max = WIRE_RUNS_MAX,
 			    .version = 3 },
 	[WIRE_PAGER] = { .fixed = sizeof(struct wire_pager), .version = 3 },
+	[WIRE_SWAP_FILE] = { .fds = 1, .version = 4 },
+	[WIRE_SWAP_OUT] = { .fixed = sizeof(struct wire_swap_out), .version = 4 },
+	[WIRE_SWAP] = { .fixed = sizeof(struct wire_swap), .version = 4 },
+	[WIRE_LATENCY] = { .fixed = sizeof(struct wire_latency), .version = 4 },
 	[WIRE_IMAGE_END] = { .fixed = sizeof(struct wire_image_end), .version = 2 },
 };
 
@@ -178,7 +182,12 @@ static const char *check_payload(const struct wire_message *m)
 	case WIRE_PAGE_OUT:
 		return check_runs(m);
 	case WIRE_PAGER:
+	case WIRE_SWAP_FILE:
+	case WIRE_SWAP_OUT:
+	case WIRE_LATENCY:
 		return NULL; /* numbers, of which none is relied on */
+	case WIRE_SWAP:
+		return m->swap.error > 0 ? "bad status" : NULL;
 	case WIRE_IMAGE:
 		if (!range_ok(m->image.hva, m->image.bytes))
 			return "bad range";

@@ -19,6 +19,9 @@
  *     |<----- PAGE_OUT (seq, runs) ------------|      version 3, as a MERGE: in turn with those
  *     |------ PAGER (counts) ----------------->|      version 3, before each such
  *     |------ DONE (seq, segments) ----------->|      and now and then, when something has changed
+ *     |<----- SWAP_FILE (+file) ---------------|      version 4, once: for its pager to write to
+ *     |<----- SWAP_OUT (bytes) ----------------|      version 4, any time; what came of it is told
+ *     |------ SWAP, LATENCY (counts) --------->|      version 4, now and then, as PAGER
  *     close by either side: mappings stay as they are; the agent connects again, and the daemon
  *     reads their state from the kernel (/proc/PID/maps), never from the agent's word.
  *
@@ -37,6 +40,7 @@
  *   version 1   all but what follows
  *   version 2   DISK_READ, IMAGE, IMAGE_RUNS, IMAGE_END
  *   version 3   PAGE_OUT, PAGER
+ *   version 4   SWAP_FILE, SWAP_OUT, SWAP, LATENCY
  *
  * All integers are in host order: both ends are on one machine. Addresses are HVAs of the VMM, in
  * bytes.
@@ -49,8 +53,9 @@
 
 #define WIRE_MAGIC	    0x54534c42u /* "BLST" */
 #define WIRE_VERSION_LOWEST 1
-#define WIRE_VERSION	    3
+#define WIRE_VERSION	    4
 #define WIRE_PAGER_VERSION  3 /* the first with PAGE_OUT and PAGER */
+#define WIRE_SWAP_VERSION   4 /* the first with SWAP_FILE and what goes with it */
 #define WIRE_NAME_MAX	    64
 #define WIRE_UUID_MAX	    40
 
@@ -80,6 +85,10 @@ enum wire_type {
 	WIRE_IMAGE_END,
 	WIRE_PAGE_OUT,
 	WIRE_PAGER,
+	WIRE_SWAP_FILE,
+	WIRE_SWAP_OUT,
+	WIRE_SWAP,
+	WIRE_LATENCY,
 	WIRE_TYPE_END,
 };
 
@@ -171,6 +180,36 @@ struct wire_pager {
 	u64 sample_round, sampled, sample_faults;
 };
 
+/*
+ * SWAP_FILE has no payload. The file is the message's one descriptor: a regular one, open for
+ * reading and writing, empty and unlinked, the agent's own from here on. One that has a file
+ * already keeps that.
+ */
+
+/* So much of the pager's pool shall go to the file. */
+struct wire_swap_out {
+	u64 bytes;
+};
+
+/* The pager's file. */
+struct wire_swap {
+	u64 has_file; /* 1, or 0 */
+	u64 bytes;    /* in it now */
+	/* Since HELLO's process began. */
+	u64 written_bytes, read_pages, failures;
+	s64 error; /* negative errno of the last failure; 0: it went well since */
+};
+
+/* How long guest accesses waited for the agent, since its process began: bucket i counts those of
+ * less than 2^i us that are in none before it; the last one has all the rest. */
+#define WIRE_LATENCY_BUCKETS 20
+#define WIRE_LATENCY_KINDS   3
+struct wire_latency {
+	struct wire_latency_of {
+		u64 sum_ns, buckets[WIRE_LATENCY_BUCKETS];
+	} kinds[WIRE_LATENCY_KINDS]; /* enum bh_fault_kind (hooks.h) */
+};
+
 /* What became of consecutive pages. */
 struct wire_segment {
 	u64 hva;
@@ -201,6 +240,9 @@ struct wire_message {
 		struct wire_image image;
 		struct wire_image_end image_end;
 		struct wire_pager pager;
+		struct wire_swap_out swap_out;
+		struct wire_swap swap;
+		struct wire_latency latency;
 		struct {
 			struct wire_done done;
 			struct wire_segment segments[WIRE_PAGES_MAX];
@@ -232,9 +274,9 @@ int wire_send(int sock, const struct wire_message *m, int fd, int timeout_ms);
 
 /*
  * Receives one packet, without blocking, and checks it. 0, -EAGAIN, -ECONNRESET (closed), -EPROTO.
- * A descriptor is only taken of a WELCOME or an IMAGE, and only where @ret_fd is not NULL; what
- * else comes is -EPROTO, and is never opened here: to close a file can hang, if it is of a file
- * system of the sender's own (FUSE).
+ * A descriptor is only taken of a WELCOME, an IMAGE or a SWAP_FILE, and only where @ret_fd is not
+ * NULL; what else comes is -EPROTO, and is never opened here: to close a file can hang, if it is of
+ * a file system of the sender's own (FUSE).
  *
  * *ret_fd is -1 or the descriptor, owned by the caller; also on -EPROTO, where more than one came.
  */

@@ -11,6 +11,8 @@
 
 /* Ballast has some fifty families; the limit is there to be asserted, not to be reached. */
 #define FAMILIES_MAX 256
+/* Of a histogram, "le" apart. */
+#define LABELS_MAX 8
 
 /* The first size of the buffer: what a host with a few VMs needs. */
 #define BUFFER_FIRST 16384
@@ -164,6 +166,11 @@ static bool ends_in_total(const char *name)
 
 void mx_family(struct mx_writer *w, const char *name, enum mx_type type, const char *help)
 {
+	static const char *const types[] = {
+		[MX_GAUGE] = " gauge\n",
+		[MX_COUNTER] = " counter\n",
+		[MX_HISTOGRAM] = " histogram\n",
+	};
 	u32 i;
 
 	assert(name_valid(name));
@@ -179,17 +186,19 @@ void mx_family(struct mx_writer *w, const char *name, enum mx_type type, const c
 	put_escaped(w, help, false);
 	put_str(w, "\n# TYPE ");
 	put_str(w, name);
-	put_str(w, type == MX_COUNTER ? " counter\n" : " gauge\n");
+	put_str(w, types[type]);
 }
 
-static void put_sample(struct mx_writer *w, const struct mx_label *labels, u32 nr_labels,
-		       const char *value)
+/* @suffix: of the family's name. */
+static void put_sample(struct mx_writer *w, const char *suffix, const struct mx_label *labels,
+		       u32 nr_labels, const char *value)
 {
 	bool open = false;
 	u32 i;
 
 	assert(w->nr_families > 0);
 	put_str(w, w->families[w->nr_families - 1]);
+	put_str(w, suffix);
 	for (i = 0; i < nr_labels; i++) {
 		assert(name_valid(labels[i].name));
 		/* For Prometheus an empty label and none are the same. */
@@ -212,24 +221,52 @@ void mx_sample_u64(struct mx_writer *w, const struct mx_label *labels, u32 nr_la
 	char text[24];
 
 	snprintf(text, sizeof(text), "%" PRIu64, value);
-	put_sample(w, labels, nr_labels, text);
+	put_sample(w, "", labels, nr_labels, text);
 }
 
-void mx_sample_f64(struct mx_writer *w, const struct mx_label *labels, u32 nr_labels, double value)
+static void f64_text(double value, char text[40])
 {
-	char text[40];
-
 	if (isnan(value))
 		strcpy(text, "NaN");
 	else if (isinf(value))
 		strcpy(text, value > 0 ? "+Inf" : "-Inf");
 	else {
 		/* 15 digits print what people wrote ("0.1"), 17 print every double exactly. */
-		snprintf(text, sizeof(text), "%.15g", value);
+		snprintf(text, 40, "%.15g", value);
 		if (strtod(text, NULL) != value)
-			snprintf(text, sizeof(text), "%.17g", value);
+			snprintf(text, 40, "%.17g", value);
 	}
-	put_sample(w, labels, nr_labels, text);
+}
+
+void mx_sample_f64(struct mx_writer *w, const struct mx_label *labels, u32 nr_labels, double value)
+{
+	char text[40];
+
+	f64_text(value, text);
+	put_sample(w, "", labels, nr_labels, text);
+}
+
+void mx_histogram(struct mx_writer *w, const struct mx_label *labels, u32 nr_labels,
+		  const u64 *counts, const double *bounds, u32 nr, double sum)
+{
+	struct mx_label all[LABELS_MAX + 1];
+	char text[40], le[40];
+	u64 count = 0;
+	u32 i;
+
+	assert(nr_labels <= LABELS_MAX);
+	for (i = 0; i < nr_labels; i++)
+		all[i] = labels[i];
+	all[nr_labels] = (struct mx_label){ "le", le };
+	for (i = 0; i < nr; i++) {
+		count += counts[i];
+		f64_text(i + 1 < nr ? bounds[i] : INFINITY, le);
+		snprintf(text, sizeof(text), "%" PRIu64, count);
+		put_sample(w, "_bucket", all, nr_labels + 1, text);
+	}
+	put_sample(w, "_count", labels, nr_labels, text);
+	f64_text(sum, text);
+	put_sample(w, "_sum", labels, nr_labels, text);
 }
 
 int mx_finish(struct mx_writer *w, const char **ret_text, size_t *ret_bytes)

@@ -20,6 +20,7 @@
 enum mx_type {
 	MX_GAUGE,
 	MX_COUNTER, /* its name must end in _total (asserted) */
+	MX_HISTOGRAM,
 };
 
 struct mx_label {
@@ -34,6 +35,11 @@ void mx_free(struct mx_writer *w);
 void mx_family(struct mx_writer *w, const char *name, enum mx_type type, const char *help);
 void mx_sample_u64(struct mx_writer *w, const struct mx_label *labels, u32 nr_labels, u64 value);
 void mx_sample_f64(struct mx_writer *w, const struct mx_label *labels, u32 nr_labels, double value);
+
+/* One histogram: @counts of @nr classes, each of what is in none before it, with its upper bound;
+ * the last class has none and takes all the rest. */
+void mx_histogram(struct mx_writer *w, const struct mx_label *labels, u32 nr_labels,
+		  const u64 *counts, const double *bounds, u32 nr, double sum);
 
 /* The caller had no memory for its own part: a failed scrape is honest, one that lacks half its
  * series is not. */

@@ -38,6 +38,17 @@ enum policy_state policy_next_state(const struct policy_config *cfg, enum policy
 	return s;
 }
 
+/*
+ * What available memory will have fallen by in the next step, if it goes on as since the last one:
+ * where guests grow by more in a step than lies between two states, what is taken only once it is
+ * needed is taken too late. Nothing while there is enough, since what is given back then falls too.
+ */
+static u64 falling(const struct policy *p, enum policy_state now, u64 available_bytes)
+{
+	return now >= POLICY_SOFT && p->knows_available ? above(p->available_bytes, available_bytes)
+							: 0;
+}
+
 /* --- what a VM can give, and has coming ----------------------------------------------------------
  */
 
@@ -64,15 +75,21 @@ static u64 rate(const struct step *s, enum policy_mechanism m)
 	return (u64)((__uint128_t)s->cfg->rate_bytes[m] * s->in->elapsed_us / 1000000);
 }
 
-/* What compression and swap together may take: what is not in use; in the low state, where there is
- * no other way left, also what is. */
+/* What compression and the kernel's swap together may take: what is not in use, nor compressed; in
+ * the low state, where there is no other way left, also what is in use. */
 static u64 out_of_use(const struct step *s, const struct policy_vm *vm)
 {
 	u64 active = MIN(vm->working_set_bytes, vm->resident_bytes);
 
 	if (s->plan->state == POLICY_LOW)
 		active = 0;
-	return above(vm->resident_bytes, MAX(active, vm->pinned_bytes));
+	return above(vm->resident_bytes, MAX(active, vm->pinned_bytes) + vm->pool_bytes);
+}
+
+/* Takes pages out of the guest: two such mechanisms cannot take the same. */
+static bool takes_pages(const struct policy_vm *vm, enum policy_mechanism m)
+{
+	return m == POLICY_COMPRESS || (m == POLICY_SWAP && !vm->has_swap_file);
 }
 
 /* What a mechanism can take from the VM now, its rate and what others take apart. */
@@ -91,7 +108,9 @@ static u64 can_take(const struct step *s, const struct policy_vm *vm, enum polic
 	default:
 		if (s->plan->state < POLICY_HARD || vm->pressure)
 			return 0;
-		return MIN(out_of_use(s, vm), s->tier_free[m]);
+		return MIN(takes_pages(vm, m) ? out_of_use(s, vm) : vm->pool_bytes,
+			   m == POLICY_SWAP ? MIN(s->tier_free[m], vm->swap_room_bytes)
+					    : s->tier_free[m]);
 	}
 }
 
@@ -148,10 +167,10 @@ static u64 take_from(struct step *s, u32 i, u64 bytes, enum policy_reason reason
 		u64 n = MIN(MIN(missing, can_take(s, vm, m)), rate(s, m));
 
 		/* The same page goes one way only. */
-		if (m >= POLICY_COMPRESS)
+		if (takes_pages(vm, m))
 			n = MIN(n, idle);
 		n = ROUND_DOWN(n, PAGE_BYTES);
-		idle -= m >= POLICY_COMPRESS ? n : 0;
+		idle -= takes_pages(vm, m) ? n : 0;
 		if (n)
 			act(s, i, true, m, n, reason);
 		missing -= n;
@@ -166,7 +185,7 @@ static u64 could_take(const struct step *s, const struct policy_vm *vm)
 
 	for (u32 m = 0; m < POLICY_MECHANISMS; m++)
 		if (s->cfg->rate_bytes[m])
-			*(m >= POLICY_COMPRESS ? &out : &sum) += can_take(s, vm, m);
+			*(takes_pages(vm, m) ? &out : &sum) += can_take(s, vm, m);
 	return sum + MIN(out, out_of_use(s, vm));
 }
 
@@ -474,7 +493,7 @@ void policy_step(struct policy *p, const struct policy_config *cfg, const struct
 {
 	struct policy_action *actions = plan->actions;
 	const struct policy_host *h = &in->host;
-	u64 *entitled = plan->entitled, wanted, reserve, enough, available;
+	u64 *entitled = plan->entitled, wanted, reserve, enough, available, fall;
 	bool waits = cfg->psi_permille && h->psi_some_permille >= cfg->psi_permille;
 	struct step s = { .cfg = cfg,
 			  .in = in,
@@ -487,7 +506,12 @@ void policy_step(struct policy *p, const struct policy_config *cfg, const struct
 	plan->state = policy_next_state(cfg, p->state, h->memory_bytes, h->available_bytes);
 	if (waits)
 		plan->state = MAX(plan->state, POLICY_SOFT);
-	p->state = plan->state;
+	fall = falling(p, plan->state, h->available_bytes);
+	/* Hard may begin a step early, low never: that takes what is in use. */
+	if (policy_next_state(cfg, plan->state, h->memory_bytes, above(h->available_bytes, fall)) >=
+	    POLICY_HARD)
+		plan->state = MAX(plan->state, POLICY_HARD);
+	*p = (struct policy){ plan->state, h->available_bytes, true };
 	s.tier_free[POLICY_COMPRESS] = h->compress_free_bytes;
 	s.tier_free[POLICY_SWAP] = h->swap_free_bytes;
 	for (u32 i = 0; i < in->nr_vms; i++)
@@ -502,7 +526,7 @@ void policy_step(struct policy *p, const struct policy_config *cfg, const struct
 	/* Up to where the state ends, and so that sharing may break. */
 	reserve = part(h->cow_debt_bytes, cfg->cow_reserve_permille);
 	enough = part(h->memory_bytes, cfg->soft_permille + cfg->hysteresis_permille) + reserve;
-	wanted = plan->state == POLICY_HIGH ? 0 : above(enough, available);
+	wanted = plan->state == POLICY_HIGH ? 0 : above(enough, above(available, fall));
 	if (waits)
 		wanted = MAX(wanted, part(h->memory_bytes, cfg->hysteresis_permille));
 	plan->wanted_bytes = wanted;

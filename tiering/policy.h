@@ -5,7 +5,8 @@
  *
  * Order of things in a step:
  *   1. A guest under pressure gets memory back at once, whatever the host's state (invariant 10).
- *   2. The host's state says how much has to be freed: nothing (high), up to the soft threshold.
+ *   2. The host's state says how much has to be freed: nothing (high), up to the soft threshold,
+ *      and where available memory falls, as much as it will have fallen by the next step.
  *   3. Who gives: VMs of a lower priority before all of a higher one; of equal priority, memory is
  *      taken where it buys the fewest shares (entitlement.h); never below a VM's floor. What a VM
  *      has beyond its maximum goes in any state.
@@ -92,6 +93,11 @@ struct policy_vm {
 	u64 resident_bytes, pinned_bytes;
 	/* Taken from it so far, by mechanism; of sharing it is not given back. */
 	u64 taken_bytes[POLICY_MECHANISMS];
+	/* Of what it takes, compressed pages: what may go to its own swap file. */
+	u64 pool_bytes;
+	/* Swapping takes that, and nothing else; not: the kernel swaps out what is not in use. */
+	bool has_swap_file;
+	u64 swap_room_bytes; /* where it may swap to; 0: nowhere */
 	/* What sharing would still save. */
 	u64 share_yield_bytes;
 	bool has_balloon, has_stats;
@@ -108,7 +114,7 @@ struct policy_host {
 	u64 memory_bytes, available_bytes; /* or a cgroup's, if that is less */
 	u32 psi_some_permille;		   /* part of the time that some task waits for memory */
 	u64 cow_debt_bytes;
-	u64 compress_free_bytes, swap_free_bytes; /* 0: there is none */
+	u64 compress_free_bytes, swap_free_bytes; /* 0: there is none; of all swap together */
 };
 
 struct policy_input {
@@ -141,6 +147,8 @@ struct policy_action {
 /* Kept by the caller between two steps. All zero to begin with. */
 struct policy {
 	enum policy_state state;
+	u64 available_bytes; /* in the last step */
+	bool knows_available;
 };
 
 struct policy_plan {

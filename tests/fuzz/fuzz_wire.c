@@ -73,6 +73,18 @@ static void must_be_good(const struct wire_message *m, size_t bytes)
 	case WIRE_PAGER:
 		MUST(bytes == sizeof(m->h) + sizeof(m->pager));
 		break;
+	case WIRE_SWAP_FILE:
+		MUST(bytes == sizeof(m->h));
+		break;
+	case WIRE_SWAP_OUT:
+		MUST(bytes == sizeof(m->h) + sizeof(m->swap_out));
+		break;
+	case WIRE_SWAP:
+		MUST(bytes == sizeof(m->h) + sizeof(m->swap) && m->swap.error <= 0);
+		break;
+	case WIRE_LATENCY:
+		MUST(bytes == sizeof(m->h) + sizeof(m->latency));
+		break;
 	case WIRE_IMAGE_END:
 		MUST(bytes == sizeof(m->h) + sizeof(m->image_end) && m->image_end.status <= 0);
 		break;
@@ -191,7 +203,8 @@ int LLVMFuzzerTestOneInput(const u8 *data, size_t size)
 	if (r == 0) {
 		MUST(memcmp(&received, m, size) == 0);
 		MUST((fd >= 0) ==
-		     (received.h.type == WIRE_WELCOME || received.h.type == WIRE_IMAGE));
+		     (received.h.type == WIRE_WELCOME || received.h.type == WIRE_IMAGE ||
+		      received.h.type == WIRE_SWAP_FILE));
 		if (fd >= 0)
 			close(fd);
 	} else {

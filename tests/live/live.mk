@@ -21,7 +21,7 @@ $(BUILD)/tests/flat_vmm: $(call obj,$(wildcard tests/live/flat/*.c))
 $(call obj,tests/live/flat/guest.c tests/live/flat/device.c tests/live/flat/memory.c): CFLAGS += -fno-sanitize=thread
 
 # tool_faults: each system call of the agent goes through a wrapper (tests/live/faults/inject.c).
-FAULTS_WRAP := ioctl syscall mmap64 pread64 fstat64 fstatfs64 sendmsg recvmsg poll open64 fopen64 readlink read write \
+FAULTS_WRAP := ioctl syscall mmap64 pread64 pwrite64 fdatasync fstat64 fstatfs64 sendmsg recvmsg poll open64 fopen64 readlink read write \
 	fcntl64 lseek64 access socket connect eventfd pthread_create malloc calloc aligned_alloc
 $(BUILD)/tests/tool_faults: $(call obj,$(wildcard tests/live/faults/*.c))
 $(BUILD)/tests/tool_faults: LDFLAGS += $(addprefix -Wl$(comma)--wrap=,$(FAULTS_WRAP))

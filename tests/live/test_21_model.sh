@@ -27,7 +27,7 @@ fi
 
 # Nothing can be wrong where nothing was merged.
 value() { sed -n "/^RESULT /s/.* $1=\([0-9]*\).*/\1/p" "$out"; }
-for least in ops=20000 checks=100000 merges=2000 zeroed=2000 breaks=200 moved_back=20 discards=1000 paged_out=50 paged_in=25 daemon_kills=1 \
+for least in ops=20000 checks=100000 merges=2000 zeroed=2000 breaks=200 moved_back=20 discards=1000 paged_out=50 paged_in=25 swap_read=25 daemon_kills=1 \
 	vm_kills=1 reloads=1 audits=4 shared_most=300; do
 	check_ge model_"${least%=*}" "${least#*=}" "$(value "${least%=*}")"
 done

@@ -100,7 +100,7 @@ static void print_result(const struct totals *t, bool ok, u64 us)
 {
 	printf("RESULT model ok=%d seconds=%llu seeds=%llu rounds=%llu ops=%llu checks=%llu "
 	       "merges=%llu zeroed=%llu breaks=%llu moved_back=%llu wait_faults=%llu paged_out=%llu "
-	       "paged_in=%llu page_outs=%llu discards=%llu "
+	       "paged_in=%llu swap_read=%llu page_outs=%llu discards=%llu "
 	       "forks=%llu remaps=%llu leaves=%llu daemon_kills=%llu daemon_ends=%llu "
 	       "daemon_stops=%llu vm_kills=%llu vm_stops=%llu reloads=%llu unmerges=%llu "
 	       "audits=%llu shared_most=%llu full=%llu slowest_ms=%llu\n",
@@ -110,14 +110,15 @@ static void print_result(const struct totals *t, bool ok, u64 us)
 	       (unsigned long long)t->zeroed, (unsigned long long)t->breaks,
 	       (unsigned long long)t->moved_back, (unsigned long long)t->wait_faults,
 	       (unsigned long long)t->paged_out, (unsigned long long)t->paged_in,
-	       (unsigned long long)t->page_outs, (unsigned long long)t->discards,
-	       (unsigned long long)t->forks, (unsigned long long)t->remaps,
-	       (unsigned long long)t->leaves, (unsigned long long)t->daemon_kills,
-	       (unsigned long long)t->daemon_ends, (unsigned long long)t->daemon_stops,
-	       (unsigned long long)t->vm_kills, (unsigned long long)t->vm_stops,
-	       (unsigned long long)t->reloads, (unsigned long long)t->unmerges,
-	       (unsigned long long)t->audits, (unsigned long long)t->shared_most,
-	       (unsigned long long)t->full, (unsigned long long)(t->slowest_us / MS));
+	       (unsigned long long)t->swap_read, (unsigned long long)t->page_outs,
+	       (unsigned long long)t->discards, (unsigned long long)t->forks,
+	       (unsigned long long)t->remaps, (unsigned long long)t->leaves,
+	       (unsigned long long)t->daemon_kills, (unsigned long long)t->daemon_ends,
+	       (unsigned long long)t->daemon_stops, (unsigned long long)t->vm_kills,
+	       (unsigned long long)t->vm_stops, (unsigned long long)t->reloads,
+	       (unsigned long long)t->unmerges, (unsigned long long)t->audits,
+	       (unsigned long long)t->shared_most, (unsigned long long)t->full,
+	       (unsigned long long)(t->slowest_us / MS));
 }
 
 int main(int argc, char **argv)

@@ -2,13 +2,13 @@
 /*
  * A VMM without a guest, on the real agent library, that uses a known part of its memory:
  *
- *   tool_wset NAME MIB PERCENT
+ *   tool_wset NAME MIB PERCENT [raw]
  *
- * fills MIB of memory with content that compresses, and then reads, in an order of its own, pages
- * of a set that is PERCENT of all and lies scattered; each of them several times a second, and
- * checks what it reads. Prints "ready". At each SIGUSR1 it checks all of its memory, each word, and
- * prints "reads=N errors=N out=N" (out: pages that were paged out then). After SIGUSR2 it uses half
- * as much.
+ * fills MIB of memory with content that compresses (raw: does not), and then reads, in an order of
+ * its own, pages of a set that is PERCENT of all and lies scattered; each of them several times a
+ * second, and checks what it reads. Prints "ready". At each SIGUSR1 it checks all of its memory,
+ * each word, and prints "reads=N errors=N out=N" (out: pages that were paged out then). After
+ * SIGUSR2 it uses half as much.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -39,10 +39,12 @@ static u64 mix(u64 x)
 	return x ^ (x >> 33);
 }
 
+static u32 own_words = 64; /* of a page's 512: the others repeat them */
+
 /* Its own in each page, and an eighth of it when compressed. */
 static u64 word_of(u64 page, u32 word)
 {
-	return mix(page << 8 | (word & 63)) | 1;
+	return mix(page << 10 | word % own_words) | 1;
 }
 
 static bool is_used(u64 page, u32 percent)
@@ -59,11 +61,13 @@ int main(int argc, char **argv)
 	u64 *ram;
 	int r;
 
-	if (argc != 4) {
-		fprintf(stderr, "usage: tool_wset NAME MIB PERCENT\n");
+	if (argc != 4 && (argc != 5 || strcmp(argv[4], "raw") != 0)) {
+		fprintf(stderr, "usage: tool_wset NAME MIB PERCENT [raw]\n");
 		return 2;
 	}
 	cfg.name = argv[1];
+	if (argc == 5)
+		own_words = PAGE_WORDS;
 	pages = strtoull(argv[2], NULL, 10) << 8;
 	percent = (u32)strtoul(argv[3], NULL, 10);
 	ram = mmap(NULL, pages << PAGE_SHIFT, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,

@@ -108,7 +108,7 @@ Test(config, defaults)
 	cr_expect(config_vm_match(&c, "x", NULL, 1000)->balloon);
 	cr_expect_eq(c.policy_mode, POLICY_OBSERVE);
 	cr_expect_eq(c.policy_soft_permille, 60u);
-	cr_expect_str_eq(c.policy_cgroup, CONFIG_CGROUP_NONE);
+	cr_expect_str_eq(c.policy_cgroup, CONFIG_NONE);
 	config_free(&c);
 	config_free(NULL);
 }

@@ -168,6 +168,7 @@ static struct policy_vm plain_vm(u64 mib)
 		.has_stats = true,
 		.guest_spare_bytes = MIB(mib) / 2,
 		.working_set_bytes = MIB(mib) / 2,
+		.swap_room_bytes = UINT64_MAX,
 	};
 }
 
@@ -230,6 +231,62 @@ Test(policy, takes_by_the_cheapest_first)
 	plan = run(&p, &cfg, 500, &vm, 1, 1000);
 	cr_assert_eq(plan.nr_actions, 1u);
 	cr_expect_eq(actions[0].mechanism, POLICY_BALLOON);
+}
+
+/* Guests that grow by more in a step than lies between soft and low are not waited for. */
+Test(policy, looks_a_step_ahead)
+{
+	struct policy_config cfg = POLICY_CONFIG_DEFAULT;
+	struct policy_vm vm = plain_vm(2000);
+	struct policy p = { 0 };
+	struct policy_plan plan;
+
+	vm.allowed = 1u << POLICY_COMPRESS;
+	/* With enough it does not look: what was given back falls like that, too. */
+	run(&p, &cfg, 1500, &vm, 1, 1000);
+	plan = run(&p, &cfg, 750, &vm, 1, 1000);
+	cr_expect(plan.state == POLICY_HIGH && plan.nr_actions == 0);
+	/* 500 would be soft; 250 less than that will be hard. */
+	plan = run(&p, &cfg, 500, &vm, 1, 1000);
+	cr_expect_eq(plan.state, POLICY_HARD);
+	cr_expect_eq(plan.wanted_bytes, MIB(200 + 250));
+	cr_expect(plan.nr_actions == 1 && actions[0].mechanism == POLICY_COMPRESS);
+	/* It has stopped, or even risen: as the state says. */
+	plan = run(&p, &cfg, 510, &vm, 1, 1000);
+	cr_expect_eq(plan.state, POLICY_SOFT);
+	cr_expect_eq(plan.wanted_bytes, MIB(190));
+	/* Not even a fall to nothing is low before it is there. */
+	plan = run(&p, &cfg, 210, &vm, 1, 1000);
+	cr_expect_eq(plan.state, POLICY_HARD);
+}
+
+/* To a swap file of its own goes what is compressed; the kernel's swap takes what is not. */
+Test(policy, a_swap_file_takes_the_pool)
+{
+	struct policy_config cfg = POLICY_CONFIG_DEFAULT;
+	struct policy_vm vm = plain_vm(2000);
+	struct policy p = { 0 };
+	struct policy_plan plan;
+
+	vm.allowed = 1u << POLICY_COMPRESS | 1u << POLICY_SWAP;
+	vm.working_set_bytes = MIB(1900);
+	vm.pool_bytes = MIB(60);
+	/* 2000 - 1900 - 60 may still be compressed; then what is. */
+	vm.has_swap_file = true;
+	plan = run(&p, &cfg, 300, &vm, 1, 1000);
+	cr_assert_eq(plan.nr_actions, 2u);
+	cr_expect(actions[0].mechanism == POLICY_COMPRESS && actions[0].bytes == MIB(40));
+	cr_expect(actions[1].mechanism == POLICY_SWAP && actions[1].bytes == MIB(60));
+	cr_expect_eq(plan.unmet_bytes, MIB(300));
+	/* The file's medium is full. */
+	vm.swap_room_bytes = 0;
+	plan = run(&p, &cfg, 300, &vm, 1, 1000);
+	cr_expect(plan.nr_actions == 1 && actions[0].mechanism == POLICY_COMPRESS);
+	/* Without a file the two are after the same pages. */
+	vm.has_swap_file = false;
+	vm.swap_room_bytes = UINT64_MAX;
+	plan = run(&p, &cfg, 300, &vm, 1, 1000);
+	cr_expect(plan.nr_actions == 1 && actions[0].bytes == MIB(40));
 }
 
 Test(policy, stale_statistics_take_nothing)
@@ -405,6 +462,7 @@ Test(policy, a_lower_priority_gives_first_and_gets_last)
 	cr_assert_eq(plan.nr_actions, 1u);
 	cr_expect(actions[0].vm == 1 && actions[0].bytes == MIB(300));
 	/* 500 is what its guest can spare; the other gives what is left. */
+	p = (struct policy){ 0 };
 	plan = run(&p, &cfg, 150, vms, 2, 0);
 	cr_assert_eq(plan.nr_actions, 2u);
 	cr_expect(actions[1].vm == 1 && actions[1].bytes == MIB(500));
@@ -505,6 +563,9 @@ static void random_vm(struct policy_vm *vm)
 	vm->guest_spare_bytes = MIB(rnd(3000));
 	vm->pressure = !rnd(5);
 	vm->working_set_bytes = rnd(3) ? MIB(rnd(3000)) : UINT64_MAX;
+	vm->pool_bytes = rnd(2) ? 0 : MIB(rnd(500));
+	vm->has_swap_file = rnd(2);
+	vm->swap_room_bytes = rnd(2) ? MIB(rnd(500)) : UINT64_MAX;
 	for (u32 m = 0; m < POLICY_MECHANISMS; m++) {
 		vm->taken_bytes[m] = rnd(2) ? 0 : MIB(rnd(500));
 		vm->cost_us_per_mib[m] = rnd(3) ? rnd(100000) : 0;
@@ -554,10 +615,15 @@ static void check_plan(const struct policy_config *cfg, const struct policy_inpu
 			cr_assert_leq(vm->stats_age_us, cfg->stats_max_age_us);
 			cr_assert_leq(a->bytes, vm->guest_spare_bytes);
 		}
-		if (a->mechanism >= POLICY_COMPRESS) {
+		if (a->mechanism >= POLICY_COMPRESS)
 			cr_assert(plan->state >= POLICY_HARD && !vm->pressure);
+		if (a->mechanism == POLICY_SWAP)
+			cr_assert_leq(a->bytes, vm->swap_room_bytes);
+		/* To its own file goes what is compressed, and so out of use. */
+		if (a->mechanism == POLICY_SWAP && vm->has_swap_file)
+			cr_assert_leq(a->bytes, vm->pool_bytes);
+		else if (a->mechanism >= POLICY_COMPRESS)
 			out[a->vm] += a->bytes;
-		}
 	}
 	for (u32 i = 0; i < in->nr_vms; i++) {
 		const struct policy_vm *vm = &in->vms[i];
@@ -602,7 +668,10 @@ Test(policy, whatever_comes)
 	seed = 7;
 	for (u32 round = 0; round < 30000; round++) {
 		struct policy_config cfg = POLICY_CONFIG_DEFAULT;
-		struct policy p = { .state = (enum policy_state)rnd(4) }, q = p;
+		struct policy p = { .state = (enum policy_state)rnd(4),
+				    .available_bytes = MIB(rnd(1500)),
+				    .knows_available = rnd(2) },
+			      q = p;
 		struct policy_vm vms[VMS];
 		struct policy_input in = {
 			.elapsed_us = rnd(3 * SECOND),

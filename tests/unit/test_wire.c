@@ -46,6 +46,9 @@ static u32 good(enum wire_type type)
 		[WIRE_IMAGE_END] = sizeof(struct wire_image_end),
 		[WIRE_PAGE_OUT] = sizeof(struct wire_run),
 		[WIRE_PAGER] = sizeof(struct wire_pager),
+		[WIRE_SWAP_OUT] = sizeof(struct wire_swap_out),
+		[WIRE_SWAP] = sizeof(struct wire_swap),
+		[WIRE_LATENCY] = sizeof(struct wire_latency),
 	};
 
 	memset(&m, 0, sizeof(m));
@@ -85,7 +88,7 @@ static u32 good(enum wire_type type)
 	default:
 		break;
 	}
-	return type == WIRE_WELCOME || type == WIRE_IMAGE ? 1 : 0;
+	return type == WIRE_WELCOME || type == WIRE_IMAGE || type == WIRE_SWAP_FILE;
 }
 
 Test(wire, accepts_a_good_message_of_each_type)
@@ -236,7 +239,8 @@ Test(wire, headers_name_the_version_of_the_layout)
 	for (u32 t = WIRE_WELCOME; t < WIRE_TYPE_END; t++) {
 		good(t);
 		cr_assert_eq(m.h.version,
-			     t >= WIRE_PAGE_OUT	   ? 3
+			     t >= WIRE_SWAP_FILE   ? 4
+			     : t >= WIRE_PAGE_OUT  ? 3
 			     : t >= WIRE_DISK_READ ? 2
 						   : 1,
 			     "type %u", t);

@@ -58,6 +58,7 @@ static const struct kind {
 	[CALL_MADVISE] = { "madvise", { USUAL } },
 	[CALL_MINCORE] = { "mincore", { EAGAIN, ENOMEM } },
 	[CALL_PREAD] = { "pread", { USUAL, EINTR, EIO, PARTIAL } },
+	[CALL_PWRITE] = { "pwrite", { USUAL, EINTR, EIO, PARTIAL } },
 	[CALL_FSTAT] = { "fstat", { ENOMEM, EIO, ESTALE } },
 	[CALL_FSTATFS] = { "fstatfs", { ENOMEM, EINTR, EIO, ESTALE } },
 	[CALL_SENDMSG] = { "sendmsg", { USUAL, EINTR, EPIPE } },
@@ -80,7 +81,7 @@ static const struct kind {
 	[CALL_SYSCALL] = { "syscall", { USUAL } },
 };
 
-static const char *const role_names[NR_ROLES] = { "none", "link", "fault", "vmm" };
+static const char *const role_names[NR_ROLES] = { "none", "link", "fault", "vmm", "swap" };
 
 int inject_error(enum call call, u32 i)
 {
@@ -233,6 +234,10 @@ void *__real_mmap64(void *at, size_t bytes, int prot, int flags, int fd, off_t o
 void *__wrap_mmap64(void *at, size_t bytes, int prot, int flags, int fd, off_t offset);
 ssize_t __real_pread64(int fd, void *buf, size_t bytes, off_t offset);
 ssize_t __wrap_pread64(int fd, void *buf, size_t bytes, off_t offset);
+ssize_t __real_pwrite64(int fd, const void *buf, size_t bytes, off_t offset);
+ssize_t __wrap_pwrite64(int fd, const void *buf, size_t bytes, off_t offset);
+int __real_fdatasync(int fd);
+int __wrap_fdatasync(int fd);
 int __real_fstat64(int fd, struct stat *st);
 int __wrap_fstat64(int fd, struct stat *st);
 int __real_fstatfs64(int fd, struct statfs *st);
@@ -410,6 +415,22 @@ ssize_t __wrap_pread64(int fd, void *buf, size_t bytes, off_t offset)
 	return fail_with(e);
 }
 
+ssize_t __wrap_pwrite64(int fd, const void *buf, size_t bytes, off_t offset)
+{
+	int e = verdict(CALL_PWRITE);
+
+	if (!e || e == PARTIAL)
+		return __real_pwrite64(fd, buf, e && bytes > 1 ? bytes / 2 : bytes, offset);
+	return fail_with(e);
+}
+
+int __wrap_fdatasync(int fd)
+{
+	int e = verdict(CALL_PWRITE);
+
+	return e ? fail_with(e == PARTIAL ? EIO : e) : __real_fdatasync(fd);
+}
+
 int __wrap_fstat64(int fd, struct stat *st)
 {
 	int e = verdict(CALL_FSTAT);
@@ -569,6 +590,12 @@ static void *fault_thread(void *arg)
 	return fault_main(arg);
 }
 
+static void *swap_thread(void *arg)
+{
+	role = ROLE_SWAP;
+	return swap_main(arg);
+}
+
 int __wrap_pthread_create(pthread_t *t, const pthread_attr_t *attr, void *(*fn)(void *), void *arg)
 {
 	int e = verdict(CALL_THREAD);
@@ -579,6 +606,8 @@ int __wrap_pthread_create(pthread_t *t, const pthread_attr_t *attr, void *(*fn)(
 		fn = link_thread;
 	else if (fn == fault_main)
 		fn = fault_thread;
+	else if (fn == swap_main)
+		fn = swap_thread;
 	return __real_pthread_create(t, attr, fn, arg);
 }
 

@@ -2,7 +2,7 @@
 /*
  * Failing system calls: the linker sends every system call of the agent library through a wrapper
  * here (--wrap, live.mk), which counts it and may fail it. Only what the agent does is touched: its
- * two threads, and calls that a VMM thread makes inside of the hooks (inject_as_vmm()).
+ * threads, and calls that a VMM thread makes inside of the hooks (inject_as_vmm()).
  *
  * A site is the n-th call of a kind by a role while the window is open. Nothing here knows how the
  * agent is built, only what it asks the kernel for.
@@ -17,6 +17,7 @@ enum role {
 	ROLE_LINK,  /* "ballast-agent" */
 	ROLE_FAULT, /* "ballast-fault" */
 	ROLE_VMM,   /* a VMM's thread in a hook */
+	ROLE_SWAP,  /* "ballast-swap" */
 	NR_ROLES,
 };
 
@@ -36,6 +37,7 @@ enum call {
 	CALL_MADVISE, /* any other advice */
 	CALL_MINCORE,
 	CALL_PREAD,
+	CALL_PWRITE, /* and making sure that it was written */
 	CALL_FSTAT,
 	CALL_FSTATFS,
 	CALL_SENDMSG,

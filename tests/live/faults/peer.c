@@ -25,7 +25,7 @@ static struct wire_message done; /* the answer to seq_done */
 
 static u32 seq_image; /* of the runs of an IMAGE; 0: none is asked for */
 
-static int listener, store_fd, store_ro_fd, offered_fd = -1;
+static int listener, store_fd, store_ro_fd, offered_fd = -1, swap_fd = -1;
 static u64 store_bytes;
 static struct wire_message rx, tx;
 
@@ -290,6 +290,27 @@ int peer_merge(const struct wire_run *runs, u32 nr, s32 *status)
 int peer_page_out(const struct wire_run *runs, u32 nr, s32 *status)
 {
 	return ask_for_runs(WIRE_PAGE_OUT, runs, nr, status);
+}
+
+void peer_swap_out(u64 bytes)
+{
+	pthread_mutex_lock(&lock);
+	if (swap_fd >= 0 && sock >= 0) {
+		wire_init(&tx, WIRE_SWAP_FILE, 0, 0);
+		(void)wire_send(sock, &tx, swap_fd, PATIENCE_MS);
+		wire_init(&tx, WIRE_SWAP_OUT, 0, sizeof(tx.swap_out));
+		tx.swap_out = (struct wire_swap_out){ .bytes = bytes };
+		(void)wire_send(sock, &tx, -1, PATIENCE_MS);
+	}
+	pthread_mutex_unlock(&lock);
+}
+
+void peer_swap_clear(void)
+{
+	if (swap_fd < 0)
+		swap_fd = memfd_create("swap", MFD_CLOEXEC);
+	if (ftruncate(swap_fd, 0) < 0)
+		perror("ftruncate");
 }
 
 int peer_unmerge(u64 hva, u64 bytes)

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#include "hypervisor-hooks/agent.h"
 #include "tests/live/faults/scenarios.h"
 
 /* The guest's pages, and what is in them: content numbers follow the pages, from the one named. */
@@ -698,6 +699,67 @@ static void out_after(void)
 		say("afterwards: %llu pages do not come back", (unsigned long long)pages_out());
 }
 
+/* --- the swap file --- */
+
+#define SWAP_WAIT_MS 50
+
+static u64 swap_bytes(void)
+{
+	struct bh_stats s;
+
+	bh_stats(agent, &s);
+	return s.swap_bytes;
+}
+
+/* Pages leave, and their content for the file. False: it does not get there. */
+static bool swap_pages(u32 page)
+{
+	struct wire_run runs[3];
+	u32 nr = out_runs(runs, page);
+
+	agent->swap.write_pause_us = agent->swap.read_pause_us = 1000;
+	out_begin(page);
+	if (peer_page_out(runs, nr, status) == -ETIMEDOUT)
+		say("no answer to PAGE_OUT");
+	peer_swap_out(MIB(1));
+	for (u32 ms = 0; ms < SWAP_WAIT_MS && !swap_bytes(); ms++)
+		usleep(1000);
+	return swap_bytes() > 0;
+}
+
+/* They come back half by an access and half not at all. */
+static void swap_act(void)
+{
+	peer_swap_clear();
+	swap_pages(OUT);
+	guest_use(OUT, NR_OUT / 2, PAGE_STILL);
+	if (!guest_lives())
+		say("a guest access hangs");
+	settle_discard(OUT + NR_OUT / 2, 4, vmm_discard(OUT + NR_OUT / 2, 4));
+	guest_use(OUT, NR_OUT, PAGE_STILL);
+	if (!guest_lives())
+		say("a guest access hangs");
+}
+
+/* And by the end of their region. */
+static void swap_after(void)
+{
+	bool gone = false;
+
+	if (!peer_knows(guest_hva(0)))
+		say("the agent does not tell of its memory");
+	for (u32 tries = 0; tries < TRIES && !gone; tries++)
+		gone = swap_pages(OUT_AGAIN);
+	if (!gone)
+		say("afterwards: nothing gets to the swap file");
+	bh_region_del(agent, guest_page(0), GUEST_BYTES);
+	guest_use(OUT_AGAIN, NR_OUT, PAGE_STILL);
+	if (!guest_lives())
+		say("a guest access hangs");
+	if (pages_out() || swap_bytes())
+		say("afterwards: %llu pages do not come back", (unsigned long long)pages_out());
+}
+
 static struct wire_run grow_run(void)
 {
 	struct wire_run run = store_run(ZERO, 1, 0);
@@ -730,5 +792,6 @@ const struct scenario scenarios[] = {
 	{ "holes", holes_act, holes_after },	   { "region", region_act, region_after },
 	{ "add", add_act, region_after },	   { "grow", grow_act, grow_after },
 	{ "image", image_act, image_after },	   { "out", out_act, out_after },
+	{ "swap", swap_act, swap_after },
 };
 const u32 nr_scenarios = ARRAY_SIZE(scenarios);

@@ -37,6 +37,10 @@ bool peer_forgets(u64 hva);
 int peer_merge(const struct wire_run *runs, u32 nr, s32 *status);
 /* The same for pages that shall leave the guest. */
 int peer_page_out(const struct wire_run *runs, u32 nr, s32 *status);
+/* The swap file is there, and empty: nothing of an earlier case is taken for what was written. */
+void peer_swap_clear(void);
+/* The agent gets it, if it has none, and shall write so much to it; not answered. */
+void peer_swap_out(u64 bytes);
 int peer_unmerge(u64 hva, u64 bytes);
 
 /* --- guest -------------------------------------------------------------------------------------

@@ -172,6 +172,7 @@ static void vm_gone(struct run *r, u32 v)
 		r->t->wait_faults += c->wait_faults;
 		r->t->paged_out += c->paged_out;
 		r->t->paged_in += c->paged_in;
+		r->t->swap_read += c->swap_read;
 		r->t->slowest_us = MAX(r->t->slowest_us, c->slowest_us);
 	}
 	r->vm_pid[v] = 0;
@@ -361,6 +362,9 @@ static void event_page_out(struct run *r)
 	if (r->vm_pid[v]) {
 		order(r, "page-out", r->vm_pid[v]);
 		r->t->page_outs++;
+		/* What left before goes on to its swap file. */
+		if (model_below(&r->rng, 2))
+			order(r, "swap-out", r->vm_pid[v]);
 	}
 }
 

@@ -37,9 +37,10 @@ int host_write_config(const struct host *h)
 	fprintf(f,
 		"[daemon]\nrun_dir = %s\n[metrics]\nenabled = no\n[scan]\ncpu_percent = %d\n"
 		"interval = 10ms\nidle_interval = 1s\nmax_map_count = off\nmax_mappings = %u\n"
-		"thp_split_min_saving = %uKiB\n[store]\nmax_size = %llu\n",
+		"thp_split_min_saving = %uKiB\n[store]\nmax_size = %llu\n"
+		"[policy]\nswap_dir = %s\nswap_keep = 0\n",
 		h->dir, CPU_PERCENT, c->max_mappings, c->thp_split_kib,
-		(unsigned long long)c->store_max_bytes);
+		(unsigned long long)c->store_max_bytes, h->dir);
 	for (u32 i = 0; i < MODEL_VMS; i++)
 		fprintf(f, "[vm \"vm%u\"]\nshare = %s\ndomain = %s\n", i, c->share[i],
 			c->domain[i]);
@@ -148,7 +149,7 @@ int host_command(const struct host *h, const char *command, pid_t pid)
 
 	if (pid)
 		json_object_set_new(request, "vm", json_integer(pid));
-	if (strcmp(command, "page-out") == 0)
+	if (strcmp(command, "page-out") == 0 || strcmp(command, "swap-out") == 0)
 		json_object_set_new(request, "bytes", json_integer(MIB(1)));
 	r = call(h, request, ANSWER_S * 1000, &reply);
 	if (r < 0)

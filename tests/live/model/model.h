@@ -76,7 +76,7 @@ struct model_error {
 struct model_counts {
 	u64 ops, checks, discards, forks, remaps, leaves;
 	/* the agent's own counts */
-	u64 merged, zeroed, moved_back, wait_faults, paged_out, paged_in;
+	u64 merged, zeroed, moved_back, wait_faults, paged_out, paged_in, swap_read;
 	u64 slowest_us; /* operation */
 };
 

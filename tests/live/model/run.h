@@ -10,7 +10,8 @@
 
 struct totals {
 	u64 seeds, rounds, ops, checks, discards, forks, remaps, leaves;
-	u64 merged, zeroed, moved_back, wait_faults, breaks, paged_out, paged_in, page_outs;
+	u64 merged, zeroed, moved_back, wait_faults, breaks, paged_out, paged_in, page_outs,
+		swap_read;
 	u64 daemon_kills, daemon_ends, daemon_stops, vm_kills, vm_stops, reloads, unmerges;
 	u64 audits;	       /* VMs whose counts were compared with the kernel's */
 	u64 shared_most, full; /* most shared pages at an audit; audits that found a store full */

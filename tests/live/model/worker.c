@@ -190,6 +190,7 @@ static void publish(struct model_vm *vm, const struct bh_stats *before)
 	vm->of[0].wait_faults = before->wait_faults + now.wait_faults;
 	vm->of[0].paged_out = before->paged_out_pages + now.paged_out_pages;
 	vm->of[0].paged_in = before->paged_in_pages + now.paged_in_pages;
+	vm->of[0].swap_read = before->swap_read_pages + now.swap_read_pages;
 }
 
 static void connect_agent(struct model_vm *vm)
@@ -222,6 +223,7 @@ static void drop_agent(struct model_vm *vm, struct bh_stats *before)
 	before->wait_faults += now.wait_faults;
 	before->paged_out_pages += now.paged_out_pages;
 	before->paged_in_pages += now.paged_in_pages;
+	before->swap_read_pages += now.swap_read_pages;
 	bh_free(agent);
 	agent = NULL;
 	vm->has_agent = 0;
