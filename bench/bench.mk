@@ -64,7 +64,7 @@ bench-policy: deps
 $(BUILD)/tierguest: $(call obj,bench/tiers/tierguest.c) $(BUILD)/libballast-hooks.a
 	$(CC) $(LDFLAGS) -o $@ $^ -lxxhash $(LIBS_HOOKS)
 
-# About a quarter of an hour.
+# About 20 minutes.
 .PHONY: bench-tiers
 bench-tiers: deps
 	@$(MAKE) --no-print-directory all $(BUILD)/tierguest

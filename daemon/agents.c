@@ -17,6 +17,7 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "daemon/core.h"
+#include "daemon/governor.h"
 #include "ksmd/store.h"
 
 #define AGENTS_MAX	    1024
@@ -35,6 +36,8 @@
 #ifndef SO_PEERPIDFD
 #define SO_PEERPIDFD 77
 #endif
+/* So many pages that came back since it last said are memory that is missing elsewhere: 16 MiB. */
+#define PAGES_BACK_NEWS 4096
 /* Messages taken from one agent before the others get their turn. */
 #define MESSAGES_AT_ONCE 16
 
@@ -191,6 +194,8 @@ static int on_done(struct vm *vm)
 {
 	static struct ksm_segment segments[WIRE_PAGES_MAX];
 	u32 nr = wire_count(&rx);
+	bool paging = vm->asked_paging; /* the next request may be under way afterwards */
+	u64 cpu_us, began = clock_us(CLOCK_THREAD_CPUTIME_ID);
 	int r;
 
 	for (u32 i = 0; i < nr; i++)
@@ -199,7 +204,12 @@ static int on_done(struct vm *vm)
 	r = engine_done(vm->ksm, rx.h.seq, segments, nr);
 	if (r < 0)
 		return r;
-	vm->cpu_us += believable_cpu_us(vm, growth(rx.done.cpu_us, &vm->cpu_us_seen));
+	cpu_us = believable_cpu_us(vm, growth(rx.done.cpu_us, &vm->cpu_us_seen));
+	vm->cpu_us += cpu_us;
+	if (paging) {
+		vm->paging_cpu_us += cpu_us;
+		vm->core->policy_cpu_us += clock_us(CLOCK_THREAD_CPUTIME_ID) - began;
+	}
 	vm->guest_faults +=
 		growth(rx.done.wait_faults + rx.done.fill_faults, &vm->guest_faults_seen);
 	return 0;
@@ -277,6 +287,8 @@ static int handle(struct agent *a, int *passed_fd)
 	case WIRE_DISK_READ:
 		return on_disk_read(vm);
 	case WIRE_PAGER:
+		if (rx.pager.in_total >= vm->pager.in_total + PAGES_BACK_NEWS)
+			governor_hurry(vm->core);
 		vm->pager = rx.pager;
 		return 0;
 	case WIRE_SWAP:
@@ -508,6 +520,7 @@ static int send_runs(void *conn, enum wire_type type, u32 seq, const struct ksm_
 
 	vm->asked_us = now_us();
 	vm->asked_pages = 0;
+	vm->asked_paging = type == WIRE_PAGE_OUT;
 	wire_init(&tx, type, seq, nr * sizeof(tx.runs[0]));
 	for (u32 i = 0; i < nr; i++) {
 		vm->asked_pages += runs[i].nr_pages;
@@ -570,6 +583,15 @@ int agent_send_swap_out(struct vm *vm, u64 bytes)
 	return wire_send(vm->agent->fd, &tx, -1, 0);
 }
 
+int agent_send_pace(struct vm *vm, u32 pages, u32 ms)
+{
+	if (!vm->agent || vm->agent->version < WIRE_SWAP_VERSION)
+		return -ENOTSUP;
+	wire_init(&tx, WIRE_PACE, 0, sizeof(tx.pace));
+	tx.pace = (struct wire_pace){ .pages = pages, .ms = ms };
+	return wire_send(vm->agent->fd, &tx, -1, 0);
+}
+
 static int send_page_out(void *conn, u32 seq, const struct ksm_run *runs, u32 nr)
 {
 	return agent_has_pager(conn) ? send_runs(conn, WIRE_PAGE_OUT, seq, runs, nr) : -ENOTSUP;
@@ -581,6 +603,7 @@ static int send_unmerge(void *conn, u32 seq, const struct ksm_range *ranges, u32
 
 	vm->asked_us = now_us();
 	vm->asked_pages = 0;
+	vm->asked_paging = false;
 	for (u32 i = 0; i < nr; i++)
 		vm->asked_pages += (u32)(ranges[i].bytes >> PAGE_SHIFT);
 	wire_init(&tx, WIRE_UNMERGE, seq, nr * sizeof(tx.ranges[0]));

@@ -91,6 +91,7 @@ static int on_exit_of_vm(sd_event_source *s, int fd, uint32_t revents, void *arg
 	engine_vm_exit(vm->ksm);
 	vm->ksm = NULL;
 	c->gone_cpu_us += vm->cpu_us;
+	c->gone_paging_cpu_us += vm->paging_cpu_us;
 	vm_unlink(vm);
 	agents_forget_vm(vm);
 	vm_free(vm);
@@ -208,6 +209,16 @@ u64 core_cpu_us(const struct core *c)
 	return us;
 }
 
+/* What the scan's budget is for. */
+static u64 scan_cpu_us(const struct core *c)
+{
+	u64 paging = c->gone_paging_cpu_us + c->policy_cpu_us;
+
+	for (const struct vm *vm = c->vms; vm; vm = vm->next)
+		paging += vm->paging_cpu_us;
+	return core_cpu_us(c) - paging;
+}
+
 static void arm_work(struct core *c, u64 at_us)
 {
 	sd_event_source_set_time(c->work_timer, at_us);
@@ -219,7 +230,7 @@ void core_kick(struct core *c)
 {
 	u64 at;
 
-	pacing_update(&c->pacing, now_us(), core_cpu_us(c));
+	pacing_update(&c->pacing, now_us(), scan_cpu_us(c));
 	if (sd_event_source_get_time(c->work_timer, &at) < 0 || at > pacing_ready_us(&c->pacing) ||
 	    !sd_event_source_get_enabled(c->work_timer, NULL))
 		arm_work(c, pacing_ready_us(&c->pacing));
@@ -230,10 +241,10 @@ static int on_work(sd_event_source *s, uint64_t usec, void *arg)
 	struct core *c = arg;
 	u64 slice, due;
 
-	pacing_update(&c->pacing, now_us(), core_cpu_us(c));
+	pacing_update(&c->pacing, now_us(), scan_cpu_us(c));
 	slice = pacing_slice_us(&c->pacing);
 	due = slice ? engine_run(c->engine, slice) : 0;
-	pacing_update(&c->pacing, now_us(), core_cpu_us(c));
+	pacing_update(&c->pacing, now_us(), scan_cpu_us(c));
 	arm_work(c, MAX(due, pacing_ready_us(&c->pacing)));
 	return 0;
 }
@@ -317,7 +328,7 @@ static int op_page_out(void *core, const char *id, u64 bytes, u64 *ret_pages)
 		return -ENOTCONN;
 	if (!agent_has_pager(vm))
 		return -ENOTSUP;
-	*ret_pages = engine_page_out(vm->ksm, bytes >> PAGE_SHIFT);
+	*ret_pages = engine_page_out(vm->ksm, bytes >> PAGE_SHIFT, false);
 	core_kick(core);
 	return 0;
 }

@@ -52,6 +52,10 @@ struct vm {
 	u64 asked_us; /* when its outstanding request was sent */
 	u32 asked_pages;
 	u64 cpu_us, cpu_us_seen; /* of its agents: in all, and of the present connection */
+	/* Of that, what paging took: not of the scan's budget, since the policy has rates of its
+	 * own for it, and needs the scan to go on beside it. */
+	bool asked_paging;
+	u64 paging_cpu_us;
 	u64 guest_faults, guest_faults_seen;
 	/* Mappings that the process has besides those that sharing made, when last counted. */
 	u64 maps_own, maps_counted_us;
@@ -106,6 +110,8 @@ struct core {
 	bool paused;
 	u64 started_us;
 	u64 gone_cpu_us; /* used by agents of VMs that are gone */
+	u64 gone_paging_cpu_us;
+	u64 policy_cpu_us; /* of this thread, for the policy and what it asked of agents */
 	u64 reloads, reload_errors, protocol_errors;
 
 	struct pacing pacing;
@@ -145,6 +151,7 @@ bool agent_has_pager(const struct vm *vm);
 /* -ENOTSUP: not connected, or older than that. */
 int agent_send_swap_file(struct vm *vm, int fd);
 int agent_send_swap_out(struct vm *vm, u64 bytes);
+int agent_send_pace(struct vm *vm, u32 pages, u32 ms);
 
 /* swapfiles.c */
 /* Gives the VM's agent a file, if it has said that it has none. */
@@ -173,6 +180,7 @@ pid_t recovery_next_pid(const struct core *c, u32 *at);
 int host_start(struct core *c);
 void host_stop(struct core *c); /* while c->vms is still there: puts vm.max_map_count back */
 void host_reload(struct core *c);
+void host_refresh(struct core *c); /* reads anew what is available, for who cannot wait a second */
 u32 host_cpu_permille(const struct core *c); /* the budget as it is now */
 
 /* publish.c */

@@ -11,6 +11,14 @@
 #include "daemon/core.h"
 #include "daemon/governor.h"
 
+/* A host that is short is looked at so much oftener, up to ten times a second: guests that fault as
+ * fast as they can fill what is left between hard and nothing in less than a second. */
+#define SHORT_OFTENER 8
+#define STEP_MIN_US   100000
+
+/* What is said of the pace of page-ins holds until the next step, if that is late. */
+#define PACE_MS 500
+
 /* A balloon's deadband (balloon/controller.c): a smaller step is none; four times less is not worth
  * to be made one. */
 #define BALLOON_STEP_BYTES MIB(4)
@@ -118,14 +126,17 @@ static s64 balloon_step(s64 change)
 	return change <= -(s64)BALLOON_STEP_BYTES / 4 ? -(s64)BALLOON_STEP_BYTES : 0;
 }
 
-/* How many pages have to go so that @bytes are free: their compressed copies stay. */
+/* How many more pages have to go so that @bytes are free: their compressed copies stay. */
 static u64 pages_to_free(const struct vm *vm, u64 bytes)
 {
+	u64 going = engine_going_out(vm->ksm), pages;
+
 	u64 out = vm->pager.pages << PAGE_SHIFT, left, kept = vm->pager.pool_bytes + vm->swap.bytes;
 
 	/* Until it is known: LZ4 halves what guests hold, about. */
 	left = out >= MIB(1) && kept < out ? 1000 - kept * 1000 / out : 500;
-	return (u64)((__uint128_t)bytes * 1000 / MAX(left, 250u)) >> PAGE_SHIFT;
+	pages = (u64)((__uint128_t)bytes * 1000 / MAX(left, 250u)) >> PAGE_SHIFT;
+	return pages > going ? pages - going : 0;
 }
 
 static bool is_paused(const struct vm *vm)
@@ -181,7 +192,8 @@ static void carry_out(struct governor *g, const struct plan *p)
 		s64 balloon;		   /* > 0: to the guest */
 		u64 out_bytes, swap_bytes; /* compressed, swapped out */
 	} *wanted = calloc(c->nr_vms + 1, sizeof(wanted[0]));
-	bool hurries = false;
+	/* What is idle is to be found, too, whatever is taken. */
+	bool hurries = p->policy.state >= POLICY_HARD;
 	u64 to_file;
 	u32 i = 0;
 
@@ -201,8 +213,11 @@ static void carry_out(struct governor *g, const struct plan *p)
 	}
 	for (struct vm *vm = c->vms; vm; vm = vm->next, i++) {
 		balloon_policy(vm, balloon_step(wanted[i].balloon));
+		if (p->policy.page_in_pace)
+			agent_send_pace(vm, p->policy.page_in_pace, PACE_MS);
 		if (wanted[i].out_bytes)
-			engine_page_out(vm->ksm, pages_to_free(vm, wanted[i].out_bytes));
+			engine_page_out(vm->ksm, pages_to_free(vm, wanted[i].out_bytes),
+					p->policy.state == POLICY_LOW);
 		if (swapfile_out(vm, wanted[i].swap_bytes, &to_file) == -ENODEV)
 			engine_swap_out(vm->ksm, wanted[i].swap_bytes >> PAGE_SHIFT);
 	}
@@ -304,6 +319,7 @@ static void step(struct governor *g)
 	/* After a pause no rate is made up for. */
 	elapsed = MIN(elapsed, 2 * g->core->config.policy_interval_us);
 	g->last_us = now;
+	host_refresh(g->core);
 	r = vms ? make_plan(g, &g->state, elapsed, &v, &p) : -ENOMEM;
 	if (r < 0) {
 		/* The host's memory is known a moment after the start. */
@@ -323,11 +339,25 @@ static void step(struct governor *g)
 static int on_step(sd_event_source *s, uint64_t usec, void *arg)
 {
 	struct governor *g = arg;
+	u64 interval = g->core->config.policy_interval_us, cpu = clock_us(CLOCK_THREAD_CPUTIME_ID);
 
 	if (g->mode != POLICY_OFF)
 		step(g);
-	sd_event_source_set_time(s, now_us() + g->core->config.policy_interval_us);
+	g->core->policy_cpu_us += clock_us(CLOCK_THREAD_CPUTIME_ID) - cpu;
+	if (g->state.state >= POLICY_SOFT)
+		interval = MIN(interval, MAX(interval / SHORT_OFTENER, (u64)STEP_MIN_US));
+	sd_event_source_set_time(s, now_us() + interval);
 	return sd_event_source_set_enabled(s, SD_EVENT_ONESHOT);
+}
+
+void governor_hurry(struct core *c)
+{
+	struct governor *g = c->governor;
+	u64 at;
+
+	if (g->mode == POLICY_ACT && sd_event_source_get_time(g->timer, &at) >= 0 &&
+	    at > g->last_us + STEP_MIN_US)
+		sd_event_source_set_time(g->timer, g->last_us + STEP_MIN_US);
 }
 
 int governor_start(struct core *c)

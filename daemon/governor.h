@@ -24,6 +24,8 @@ struct core;
 struct governor;
 
 int governor_start(struct core *c);
+/* Memory is going fast: the next step comes sooner, a tenth of a second after the last at most. */
+void governor_hurry(struct core *c);
 void governor_reload(struct core *c);
 void governor_stop(struct core *c); /* balloons are not touched: balloons_give_back() */
 

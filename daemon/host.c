@@ -235,6 +235,12 @@ static void look_at_pressure(struct core *c)
 		h->sample.some_permille % 10, host_cpu_permille(c) / 10, host_cpu_permille(c) % 10);
 }
 
+void host_refresh(struct core *c)
+{
+	/* What cannot be read stays as it was. */
+	(void)pressure_read(PSI_PATH, MEMINFO_PATH, &c->host.sample);
+}
+
 static int on_look(sd_event_source *s, uint64_t usec, void *arg)
 {
 	struct core *c = arg;

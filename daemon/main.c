@@ -5,10 +5,12 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <systemd/sd-daemon.h>
 #include <unistd.h>
 #include "common/log.h"
+#include "common/procfs.h"
 #include "daemon/balloons.h"
 #include "daemon/core.h"
 #include "common/version.h"
@@ -71,6 +73,25 @@ static void raise_descriptors(void)
 	}
 }
 
+static int lock_code(const struct procmap *m, void *arg)
+{
+	/* What is not read is not taken. Failing, it is as it would be without. */
+	if (m->ino && !m->shared)
+		mlock2((const void *)(uintptr_t)m->start, m->end - m->start, MLOCK_ONFAULT);
+	return 0;
+}
+
+/*
+ * When a host has no memory left the kernel takes program code first, which is on disk anyway:
+ * ours, just when it is needed to free memory. Our heap stays as it is, since an allocator cannot
+ * give locked memory back.
+ */
+static void keep_code_in_memory(void)
+{
+	if (procmaps_walk(getpid(), lock_code, NULL) < 0)
+		log_debug("our own code may be taken out of memory");
+}
+
 static int run(struct core *c)
 {
 	int r = sd_event_default(&c->event);
@@ -78,6 +99,7 @@ static int run(struct core *c)
 	if (r < 0)
 		return r;
 	raise_descriptors();
+	keep_code_in_memory();
 	r = add_signals(c);
 	if (r >= 0)
 		r = core_start(c);

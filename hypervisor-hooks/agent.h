@@ -52,6 +52,9 @@
 #define BH_DISCARD_QUEUE WIRE_RUNS_MAX
 /* Of pages that are taken out: compressing one takes 10 us, with the lock held. */
 #define PAGER_STEP_PAGES 8
+/* So many pages that come back are news for the daemon at once: 16 MiB, which a guest can take in a
+ * tenth of a second. */
+#define PAGER_NEWS_PAGES 4096
 /* Of one round; more are pages like others. */
 #define PAGER_SAMPLES_MAX 512
 /* A page's pins; at this many it is pinned for good. */
@@ -110,6 +113,12 @@ struct bh_image {
 struct bh_pager {
 	_Atomic u64 pages, pool_bytes; /* out now, and the memory that they take */
 	_Atomic u64 out_total, in_total, zero_total, refused_total;
+	/* Pages that had come back when the daemon was last woken for it. */
+	u64 in_woken;
+	atomic_bool wake;
+	/* The host is short: so many pages a second come back, until then. */
+	_Atomic u64 pace, pace_until_us;
+	u64 due_us; /* of the fault thread: when the next one may */
 	/* The round of samples of the working set: where those are that are out. */
 	_Atomic u64 round, sampled, sample_faults;
 	u64 sample_at[PAGER_SAMPLES_MAX];

@@ -16,6 +16,10 @@
 /* After this many first touches a chunk is no longer worth trapping for. */
 #define FAULTS_BEFORE_RELEASE 8
 
+/* A sleep is longer than it was asked for: what was slept too long is made up for. */
+#define PACE_BURST_US	 2000
+#define PACE_WAIT_MAX_US 20000
+
 static const u8 zeros[PAGE_BYTES] __attribute__((aligned(PAGE_BYTES)));
 
 /* Bucket i is for less than 2^i us. */
@@ -35,6 +39,22 @@ void fault_tell(struct bh_agent *a, u64 hva, enum bh_fault_kind kind, u64 read_n
 	a->latency[kind].buckets[latency_bucket(f.latency_ns)]++;
 	if (a->cfg.fault)
 		a->cfg.fault(a->cfg.fault_arg, &f);
+}
+
+/*
+ * What comes back takes memory. Where the host has next to none left it comes no faster than the
+ * daemon said a moment ago (invariant 6: nobody waits for it to say so): the guest is slow for a
+ * while, where it would be killed otherwise.
+ */
+static void keep_pace(struct bh_agent *a)
+{
+	u64 now = now_us(), pace = a->pager.pace, *due = &a->pager.due_us;
+
+	if (!pace || now >= a->pager.pace_until_us)
+		return;
+	*due = MAX(*due + 1000000 / pace, now > PACE_BURST_US ? now - PACE_BURST_US : 0);
+	if (*due > now)
+		usleep((useconds_t)MIN(*due - now, (u64)PACE_WAIT_MAX_US));
 }
 
 /* A hole that nobody has the content of. */
@@ -74,6 +94,7 @@ static void answer(struct bh_agent *a, u64 addr, bool write, u64 read_ns)
 	struct bh_region *r;
 	u64 page;
 
+	keep_pace(a);
 	lock_urgent(a);
 	r = region_find(a, hva, PAGE_BYTES);
 	page = r ? (hva - r->hva) >> PAGE_SHIFT : 0;

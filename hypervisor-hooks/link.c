@@ -302,7 +302,7 @@ static int tell_news(struct bh_agent *a)
 	if (r == 0)
 		r = image_tell(a);
 	if (r == 0)
-		r = tell_pager(a, false);
+		r = tell_pager(a, atomic_exchange(&a->pager.wake, false));
 	if (r == 0)
 		r = tell_figures(a);
 	return r;
@@ -431,6 +431,10 @@ static int serve(struct bh_agent *a)
 		return do_unmerge(a);
 	case WIRE_SWAP_FILE:
 		do_swap_file(a, fd);
+		return 0;
+	case WIRE_PACE:
+		a->pager.pace = a->rx->pace.pages;
+		a->pager.pace_until_us = now_us() + a->rx->pace.ms * 1000ull;
 		return 0;
 	case WIRE_SWAP_OUT:
 		do_swap_out(a, a->rx->swap_out.bytes);

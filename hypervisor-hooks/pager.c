@@ -299,6 +299,11 @@ int pager_fill_read(struct bh_agent *a, struct bh_region *r, u64 page, const voi
 	a->pager.in_total++;
 	a->pager.sample_faults += (*slot & OUT_SAMPLE) != 0;
 	forget(a, r, page, slot);
+	if (a->pager.in_total - a->pager.in_woken >= PAGER_NEWS_PAGES) {
+		a->pager.in_woken = a->pager.in_total;
+		a->pager.wake = true;
+		agent_kick(a);
+	}
 	return 0;
 }
 

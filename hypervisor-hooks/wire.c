@@ -40,6 +40,7 @@ static const struct payload_rule {
 	[WIRE_SWAP_OUT] = { .fixed = sizeof(struct wire_swap_out), .version = 4 },
 	[WIRE_SWAP] = { .fixed = sizeof(struct wire_swap), .version = 4 },
 	[WIRE_LATENCY] = { .fixed = sizeof(struct wire_latency), .version = 4 },
+	[WIRE_PACE] = { .fixed = sizeof(struct wire_pace), .version = 4 },
 	[WIRE_IMAGE_END] = { .fixed = sizeof(struct wire_image_end), .version = 2 },
 };
 
@@ -186,6 +187,8 @@ static const char *check_payload(const struct wire_message *m)
 	case WIRE_SWAP_OUT:
 	case WIRE_LATENCY:
 		return NULL; /* numbers, of which none is relied on */
+	case WIRE_PACE:
+		return m->pace.ms > WIRE_PACE_MS_MAX ? "too long" : NULL;
 	case WIRE_SWAP:
 		return m->swap.error > 0 ? "bad status" : NULL;
 	case WIRE_IMAGE:

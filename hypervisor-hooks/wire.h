@@ -21,6 +21,7 @@
  *     |------ DONE (seq, segments) ----------->|      and now and then, when something has changed
  *     |<----- SWAP_FILE (+file) ---------------|      version 4, once: for its pager to write to
  *     |<----- SWAP_OUT (bytes) ----------------|      version 4, any time; what came of it is told
+ *     |<----- PACE (pages a second) -----------|      version 4, any time
  *     |------ SWAP, LATENCY (counts) --------->|      version 4, now and then, as PAGER
  *     close by either side: mappings stay as they are; the agent connects again, and the daemon
  *     reads their state from the kernel (/proc/PID/maps), never from the agent's word.
@@ -40,7 +41,7 @@
  *   version 1   all but what follows
  *   version 2   DISK_READ, IMAGE, IMAGE_RUNS, IMAGE_END
  *   version 3   PAGE_OUT, PAGER
- *   version 4   SWAP_FILE, SWAP_OUT, SWAP, LATENCY
+ *   version 4   SWAP_FILE, SWAP_OUT, PACE, SWAP, LATENCY
  *
  * All integers are in host order: both ends are on one machine. Addresses are HVAs of the VMM, in
  * bytes.
@@ -89,6 +90,7 @@ enum wire_type {
 	WIRE_SWAP_OUT,
 	WIRE_SWAP,
 	WIRE_LATENCY,
+	WIRE_PACE,
 	WIRE_TYPE_END,
 };
 
@@ -191,6 +193,13 @@ struct wire_swap_out {
 	u64 bytes;
 };
 
+/* The host is nearly out of memory: for so long no more than so many pages a second come back into
+ * the guest. A daemon that dies meanwhile is not waited for. */
+#define WIRE_PACE_MS_MAX 1000
+struct wire_pace {
+	u32 pages, ms; /* pages 0: as many as there are */
+};
+
 /* The pager's file. */
 struct wire_swap {
 	u64 has_file; /* 1, or 0 */
@@ -242,6 +251,7 @@ struct wire_message {
 		struct wire_pager pager;
 		struct wire_swap_out swap_out;
 		struct wire_swap swap;
+		struct wire_pace pace;
 		struct wire_latency latency;
 		struct {
 			struct wire_done done;

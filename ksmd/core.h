@@ -338,6 +338,7 @@ struct hand {
 	u64 missing; /* pages */
 	u32 looks;   /* how many pages may still be looked at */
 	bool full;   /* put() took no more */
+	bool in_use; /* takes what was written lately, too */
 	/* How many of the pages it took; 0: it is full. */
 	u32 (*put)(struct hand *h, struct ksm_region *r, u32 page, u32 nr);
 	void *arg;

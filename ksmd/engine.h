@@ -159,9 +159,11 @@ void engine_share(struct ksm_vm *vm);
  * ones that were not written for some passes, memory that was not written for longest first; never
  * huge pages. Each round begins where the last one ended. Returns how many it asks for (fewer:
  * there are not more such pages, or the VM is busy). What becomes of them is counted in
- * the agent's.
+ * the agent's. @in_use: after those also pages that were written lately.
  */
-u64 engine_page_out(struct ksm_vm *vm, u64 pages);
+u64 engine_page_out(struct ksm_vm *vm, u64 pages, bool in_use);
+/* Of these, what was asked for and is not done yet. */
+u64 engine_going_out(const struct ksm_vm *vm);
 /*
  * Has the kernel swap out about @pages pages of the VM, chosen in the same way, those that are
  * swapped apart; bit by bit, in engine_run(). Replaces what was asked before: 0 ends it. Needs no

@@ -310,7 +310,11 @@ int engine_done(struct ksm_vm *vm, u32 seq, const struct ksm_segment *segments, 
 	}
 	vm->op_nr = 0;
 	vm->op_busy = false;
-	/* The next request is sent by the next slice of work: the budget is for it too. */
+	/* The next request is sent by the next slice of work: the budget is for it too. But for
+	 * what the policy wants out, at a rate of its own, of a host that is short of memory now.
+	 */
+	if (vm->queue_nr && vm->queue[0].out)
+		ops_pump(vm);
 	return 0;
 }
 

@@ -96,17 +96,18 @@ static void cool(struct ksm_region *r, u32 page)
 		(*h)--;
 }
 
-static bool may_leave(const struct ksm_region *r, u32 page)
+static bool may_leave(const struct ksm_region *r, u32 page, const struct hand *h)
 {
-	return is_private(r->state[page]) && !huge_kept(r, page);
+	return (is_private(r->state[page]) || (h->in_use && r->state[page] == PG_FRESH)) &&
+	       !is_hot(r, page) && !huge_kept(r, page);
 }
 
 /* The run of pages from @page on that may leave, below @end; 0: @page may not. */
-static u32 run_from(const struct ksm_region *r, u32 page, u32 end)
+static u32 run_from(const struct ksm_region *r, u32 page, u32 end, const struct hand *h)
 {
 	u32 n = 0;
 
-	while (page + n < end && may_leave(r, page + n) && !is_hot(r, page + n))
+	while (page + n < end && may_leave(r, page + n, h))
 		n++;
 	return n;
 }
@@ -120,7 +121,7 @@ static bool goes_on(const struct hand *h)
 static u32 window_out(struct ksm_region *r, u32 page, u32 end, struct hand *h)
 {
 	while (page < end && goes_on(h)) {
-		u32 run = MIN(run_from(r, page, end), h->looks);
+		u32 run = MIN(run_from(r, page, end, h), h->looks);
 		u32 nr = (u32)MIN((u64)run, h->missing), taken = 1;
 
 		h->looks -= MIN(h->looks, MAX(nr, 1u));
@@ -165,7 +166,7 @@ static u32 put_out(struct hand *h, struct ksm_region *r, u32 page, u32 nr)
 	return queue_out(r, page, nr, 0) ? nr : 0;
 }
 
-u64 engine_page_out(struct ksm_vm *vm, u64 pages)
+u64 engine_page_out(struct ksm_vm *vm, u64 pages, bool in_use)
 {
 	struct hand h = {
 		.at = &vm->out_place, .missing = pages, .looks = LOOKS_MAX, .put = put_out
@@ -174,10 +175,27 @@ u64 engine_page_out(struct ksm_vm *vm, u64 pages)
 	if (!may_page_out(vm))
 		return 0;
 	hand_round(vm, QUIET_LOOKS, &h);
-	/* A page that was not written for a pass lies among others that were, if it must be. */
+	/* A page that was not written for a pass lies among others that were, if it must be; and
+	 * what is in use is taken of all alike, since nobody sees a guest read. */
+	h.in_use = in_use;
 	hand_round(vm, 0, &h);
 	ops_pump(vm);
 	return pages - h.missing;
+}
+
+static u64 pages_out_of(const struct ksm_op_run *runs, u32 nr)
+{
+	u64 pages = 0;
+
+	for (u32 i = 0; i < nr; i++)
+		if (runs[i].out && !runs[i].sample)
+			pages += runs[i].nr;
+	return pages;
+}
+
+u64 engine_going_out(const struct ksm_vm *vm)
+{
+	return pages_out_of(vm->op, vm->op_nr) + pages_out_of(vm->queue, vm->queue_nr);
 }
 
 static u64 next_random(u64 *seed)

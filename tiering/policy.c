@@ -49,6 +49,26 @@ static u64 falling(const struct policy *p, enum policy_state now, u64 available_
 							: 0;
 }
 
+/*
+ * A host in the state hard has what is between that and nothing to live on until more is taken. How
+ * fast it goes shrinks with its square, so that it is never gone, and settles where as much is
+ * taken as comes back: at the beginning of hard it is more than any guest faults for, at the
+ * beginning of low, by default, a quarter of that.
+ */
+#define PACE_MOST  65536
+#define PACE_LEAST 100
+
+static u32 page_in_pace(const struct policy_config *cfg, enum policy_state state,
+			const struct policy_host *h)
+{
+	u64 hard = MAX(part(h->memory_bytes, cfg->hard_permille), (u64)PAGE_BYTES);
+	u64 left = MIN(h->available_bytes, hard) * 1000 / hard;
+
+	if (state < POLICY_HARD)
+		return 0;
+	return MAX((u32)(PACE_MOST * left / 1000 * left / 1000), (u32)PACE_LEAST);
+}
+
 /* --- what a VM can give, and has coming ----------------------------------------------------------
  */
 
@@ -511,6 +531,7 @@ void policy_step(struct policy *p, const struct policy_config *cfg, const struct
 	if (policy_next_state(cfg, plan->state, h->memory_bytes, above(h->available_bytes, fall)) >=
 	    POLICY_HARD)
 		plan->state = MAX(plan->state, POLICY_HARD);
+	plan->page_in_pace = page_in_pace(cfg, plan->state, h);
 	*p = (struct policy){ plan->state, h->available_bytes, true };
 	s.tier_free[POLICY_COMPRESS] = h->compress_free_bytes;
 	s.tier_free[POLICY_SWAP] = h->swap_free_bytes;

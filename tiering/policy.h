@@ -157,6 +157,9 @@ struct policy_plan {
 	u64 planned_bytes; /* by these actions, at once */
 	u64 unmet_bytes;   /* no VM may give that, however long; 0 in most cases */
 	u64 admit_bytes;   /* a VM of so much could be started now */
+	/* Pages a second that may come back into each VM from where mechanisms put them, on a host
+	 * that is nearly out of memory; 0: as many as are needed. */
+	u32 page_in_pace;
 	u32 nr_actions;
 	struct policy_action *actions; /* the caller's, POLICY_ACTIONS_MAX() of them */
 	u64 *entitled;		       /* the caller's, one for each VM */

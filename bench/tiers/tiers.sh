@@ -9,7 +9,7 @@
 . "$(dirname "$0")/../../tests/lib.sh"
 . tests/live/stock/stock.sh
 
-mib=${MIB:-512} hot=${HOT_PERCENT:-40} fill=${FILL_MIB_PER_S:-8} warm=${WARM_SECONDS:-30} measure=${SECONDS_MEASURED:-20}
+mib=${MIB:-4096} hot=${HOT_PERCENT:-40} fill=${FILL_MIB_PER_S:-48} warm=${WARM_SECONDS:-30} measure=${SECONDS_MEASURED:-20}
 out=$BUILD/bench/tiers
 cgroups=/sys/fs/cgroup/memory
 [ "$(id -u)" -eq 0 ] || die bench_tiers "must run as root: it limits memory, and adds swap"
@@ -64,7 +64,7 @@ ended() { ! alive "$guest"; }
 contend() # WHO FACTOR
 {
 	local who=$1 limit guest mode=plain charger= line killed cpu0 cpu1
-	limit=$(awk -v m="$mib" -v f="$2" 'BEGIN { printf "%d", m / f * 1048576 }')
+	limit=$(awk -v m="$mib" -v f="$2" 'BEGIN { printf "%.0f", int(m / f) * 1048576 }')
 	remove_group
 	mkdir "$group" && echo "$limit" >"$group/memory.limit_in_bytes" || die bench_tiers "cannot make $group"
 	if [ "$who" = pager ]; then

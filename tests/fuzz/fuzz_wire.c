@@ -82,6 +82,9 @@ static void must_be_good(const struct wire_message *m, size_t bytes)
 	case WIRE_SWAP:
 		MUST(bytes == sizeof(m->h) + sizeof(m->swap) && m->swap.error <= 0);
 		break;
+	case WIRE_PACE:
+		MUST(bytes == sizeof(m->h) + sizeof(m->pace) && m->pace.ms <= WIRE_PACE_MS_MAX);
+		break;
 	case WIRE_LATENCY:
 		MUST(bytes == sizeof(m->h) + sizeof(m->latency));
 		break;

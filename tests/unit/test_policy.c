@@ -260,6 +260,28 @@ Test(policy, looks_a_step_ahead)
 	cr_expect_eq(plan.state, POLICY_HARD);
 }
 
+/* What comes back comes ever more slowly as memory runs out, and never stops. */
+Test(policy, page_ins_are_paced_on_a_host_that_runs_out)
+{
+	struct policy_config cfg = POLICY_CONFIG_DEFAULT;
+	struct policy_vm vm = plain_vm(2000);
+	u32 before = UINT32_MAX;
+
+	for (u64 mib = 800; mib <= 800; mib -= 8) {
+		struct policy p = { 0 };
+		struct policy_plan plan = run(&p, &cfg, mib, &vm, 1, 0);
+
+		cr_assert_eq(plan.page_in_pace != 0, plan.state >= POLICY_HARD, "%llu MiB",
+			     (unsigned long long)mib);
+		if (plan.state < POLICY_HARD)
+			continue;
+		cr_assert_leq(plan.page_in_pace, before);
+		cr_assert_geq(plan.page_in_pace, 100u);
+		before = plan.page_in_pace;
+	}
+	cr_expect_eq(before, 100u);
+}
+
 /* To a swap file of its own goes what is compressed; the kernel's swap takes what is not. */
 Test(policy, a_swap_file_takes_the_pool)
 {

@@ -49,6 +49,7 @@ static u32 good(enum wire_type type)
 		[WIRE_SWAP_OUT] = sizeof(struct wire_swap_out),
 		[WIRE_SWAP] = sizeof(struct wire_swap),
 		[WIRE_LATENCY] = sizeof(struct wire_latency),
+		[WIRE_PACE] = sizeof(struct wire_pace),
 	};
 
 	memset(&m, 0, sizeof(m));
