@@ -7,6 +7,7 @@
  * shared machine's speed changes from one minute to the next, so the two are run again, one after
  * the other, and of those ratios the median counts (ROUNDS=, with the first).
  * Both may use one core at most: KSM has one thread, Ballast gets cpu_percent = 100.
+ * ONLY="guests scattered" and PEER=NAME run a part, IDLE_SECONDS= watches idle memory for longer.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -154,9 +155,11 @@ static void run_workload(struct report *rep, struct workload *w, const char *loa
 {
 	struct outcome *o[NR_PEERS] = { 0 };
 
-	const char *files[TRIAL_HOSTS_MAX], *one_peer = getenv("PEER");
+	const char *files[TRIAL_HOSTS_MAX], *one_peer = getenv("PEER"), *only = getenv("ONLY");
 	int r;
 
+	if (only && *only && !strstr(only, w->name))
+		return;
 	for (u32 i = 0; i < w->nr; i++)
 		files[i] = w->files[i];
 	r = count_duplicates(files, w->nr, &w->dup);

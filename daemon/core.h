@@ -58,7 +58,7 @@ struct vm {
 	u64 paging_cpu_us;
 	u64 guest_faults, guest_faults_seen;
 	/* Mappings that the process has besides those that sharing made, when last counted. */
-	u64 maps_own, maps_counted_us;
+	u64 maps_own, maps_due_us, maps_interval_us; /* when they are counted next */
 	bool maps_known;
 	struct balloon *balloon; /* NULL: out of memory */
 	/* Of its [vm] section, for the policy. */

@@ -17,11 +17,14 @@
 #define MEMINFO_PATH	   "/proc/meminfo"
 
 #define LOOK_US		   1000000
-/* Mappings are counted for the eye: each VM so often, and so much of the kernel's text a second.
- * The kernel writes 60,000 lines (3 MB) in 32 ms, so this is 1.4 ms a second at most. */
-#define COUNT_VM_US   10000000
-#define COUNT_BYTES   (128 * 1024)
-#define COUNT_ALL_NOW UINT64_MAX
+/* Mappings are counted for the eye: each VM so often, ever more rarely while there is nothing new,
+ * and so much of the kernel's text a second. The kernel writes 60,000 lines (3 MB) in 32 ms, so
+ * this is 1.4 ms a second at most. */
+#define COUNT_VM_US	 10000000
+#define COUNT_VM_MOST_US (64 * COUNT_VM_US)
+#define COUNT_NEWS	 256
+#define COUNT_BYTES	 (128 * 1024)
+#define COUNT_ALL_NOW	 UINT64_MAX
 
 u32 host_cpu_permille(const struct core *c)
 {
@@ -161,27 +164,34 @@ static struct vm *vm_of(struct core *c, pid_t pid)
 	return vm;
 }
 
-/* The VM whose count is oldest, if that is old enough. */
+/* The VM that waits for longest. */
 static struct vm *next_to_count(struct core *c, u64 now)
 {
-	struct vm *oldest = NULL;
+	struct vm *next = NULL;
 
 	for (struct vm *vm = c->vms; vm; vm = vm->next)
-		if (!oldest || vm->maps_counted_us < oldest->maps_counted_us)
-			oldest = vm;
-	if (oldest && oldest->maps_counted_us && now - oldest->maps_counted_us < COUNT_VM_US)
-		return NULL;
-	return oldest;
+		if (vm->maps_due_us <= now && (!next || vm->maps_due_us < next->maps_due_us))
+			next = vm;
+	return next;
 }
 
-/* A count may be a minute old (COUNT_BYTES); what sharing adds is known at any time, so only the
- * rest is kept. */
+/* A count may be some minutes old; what sharing adds is known at any time, so only the rest is
+ * kept.
+ */
 static void note_count(struct vm *vm, u64 lines)
 {
 	struct ksm_vm_stats s;
+	u64 own;
+	bool news;
 
 	engine_vm_stats(vm->ksm, &s);
-	vm->maps_own = lines > s.mappings ? lines - s.mappings : 0;
+	own = lines > s.mappings ? lines - s.mappings : 0;
+	news = !vm->maps_known || own > vm->maps_own + COUNT_NEWS ||
+	       vm->maps_own > own + COUNT_NEWS;
+	vm->maps_interval_us = news ? COUNT_VM_US
+				    : MIN(2 * vm->maps_interval_us, (u64)COUNT_VM_MOST_US);
+	vm->maps_due_us = now_us() + vm->maps_interval_us;
+	vm->maps_own = own;
 	vm->maps_known = true;
 }
 
@@ -199,7 +209,8 @@ static void count_mappings(struct core *c)
 			vm = next_to_count(c, now);
 			if (!vm)
 				return;
-			vm->maps_counted_us = now;
+			/* Unless it is counted before. */
+			vm->maps_due_us = now + COUNT_VM_US;
 			h->counting = vm->pid;
 			snprintf(path, sizeof(path), "/proc/%d/maps", (int)vm->pid);
 			r = map_counter_start(&h->counter, path);

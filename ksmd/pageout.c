@@ -41,13 +41,15 @@ static bool queue_out(struct ksm_region *r, u32 page, u32 nr, u32 sample)
 
 /*
  * Nobody sees a guest read a page that is there. What is seen is that it comes back for one that
- * was taken: such a page is passed over, once, and 3, 7 and 15 times when it came back again (a
- * clock with a counter); and each time that the hand passes one that stayed out, that counts for
- * less.
+ * was taken: before the hand was round once, and the page is in use, and passed over for 15 turns;
+ * later, and it is passed over once, and 3, 7 and 15 times when it came back again (a clock with a
+ * counter). Each time that the hand passes one that stayed out, that counts for less.
  *
- * A byte a page: how many times it is still passed over; how often it came back; whether it is out.
+ * A byte a page: how many times it is still passed over; how often it came back; whether it is out,
+ * and then in place of the first whether the hand has not passed it since.
  */
 #define HEAT_PASSES   0x0f
+#define HEAT_RECENT   0x01
 #define HEAT_BACK     0x10 /* counts, up to HEAT_BACK_MAX */
 #define HEAT_OUT      0x80
 
@@ -68,13 +70,13 @@ void heat_left(struct ksm_region *r, u32 page)
 	if (!r->heat)
 		r->heat = calloc(r->nr_pages, sizeof(r->heat[0]));
 	if (r->heat)
-		r->heat[page] = heat_of(times_back(r->heat[page]), HEAT_OUT);
+		r->heat[page] = heat_of(times_back(r->heat[page]), HEAT_OUT | HEAT_RECENT);
 }
 
 void heat_is_back(struct ksm_region *r, u32 page)
 {
 	u8 *h = &r->heat[page];
-	u32 times = MIN(times_back(*h) + 1, (u32)HEAT_BACK_MAX);
+	u32 times = *h & HEAT_RECENT ? HEAT_BACK_MAX : MIN(times_back(*h) + 1, (u32)HEAT_BACK_MAX);
 
 	if (*h & HEAT_OUT)
 		*h = heat_of(times, (u8)((1u << times) - 1));
@@ -90,8 +92,8 @@ static void cool(struct ksm_region *r, u32 page)
 {
 	u8 *h = r->heat ? &r->heat[page] : NULL;
 
-	if (h && *h & HEAT_OUT && times_back(*h))
-		*h -= HEAT_BACK;
+	if (h && *h & HEAT_OUT)
+		*h = heat_of(times_back(*h) ? times_back(*h) - 1 : 0, HEAT_OUT);
 	else if (h && *h & HEAT_PASSES)
 		(*h)--;
 }

@@ -77,7 +77,7 @@ struct policy_config {
 		.soft_permille = 60, .hard_permille = 40, .low_permille = 20,            \
 		.hysteresis_permille = 10, .idle_tax_permille = 750, .psi_permille = 50, \
 		.cow_reserve_permille = 250, .vm_overhead_bytes = 8 << 20,               \
-		.rate_bytes = { 256 << 20, 256 << 20, 64 << 20, 64 << 20 },              \
+		.rate_bytes = { 256 << 20, 256 << 20, 256 << 20, 64 << 20 },             \
 		.stats_max_age_us = 10000000, .last_resort = POLICY_RESORT_NONE,         \
 	}
 

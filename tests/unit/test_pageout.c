@@ -91,10 +91,10 @@ Test(pageout, stops_when_it_is_told_to, .init = begin, .fini = end)
 	cr_expect_eq(vm.out_place.page, 107u);
 }
 
-/* The oftener a page came back, the more often is it passed over. */
+/* One that comes back before the hand was round is in use; one that comes back later, less so. */
 Test(pageout, what_comes_back_is_passed_over, .init = begin, .fini = end)
 {
-	static const u32 passed[] = { 1, 3, 7, 15, 15 };
+	static const u32 passed[] = { 15, 15, 1, 15, 1 };
 
 	memset(state, PG_NONE, sizeof(state));
 	state[5] = state[6] = PG_QUIET;
@@ -102,6 +102,13 @@ Test(pageout, what_comes_back_is_passed_over, .init = begin, .fini = end)
 		u32 rounds = 0;
 
 		heat_left(&region, 5);
+		/* Once round, and what it was before counts for less each time. */
+		state[5] = PG_NONE;
+		for (u32 turns = 0; turns < 4 && passed[i] == 1; turns++) {
+			vm.out_place = (struct hand_place){ 0 };
+			round_of(2, WINDOW_PAGES, 0);
+		}
+		state[5] = PG_QUIET;
 		heat_is_back(&region, 5);
 		heat_is_back(&region,
 			     6); /* written, without having been out: no sign of anything */

@@ -560,7 +560,7 @@ Test(policy, the_last_resort_is_said)
 	cr_assert_gt(plan.nr_actions, 0u);
 	cr_expect_eq(actions[0].reason, POLICY_LAST_RESORT);
 	policy_explain(&actions[0], "web1", text, sizeof(text));
-	cr_expect(strstr(text, "web1 gives 64 MiB (compression") &&
+	cr_expect(strstr(text, "web1 gives 256 MiB (compression") &&
 			  strstr(text, "of the 260 MiB") && strstr(text, "below its minimum"),
 		  "%s", text);
 }
