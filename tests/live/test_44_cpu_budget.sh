@@ -62,7 +62,7 @@ stock_start a 1 ballast.mode=check
 stock_start b 2 ballast.mode=check
 stock_ready cpu_budget a b
 read -r _ threads < <(cpu_ticks)
-check_eq cpu_budget_threads_found 5 "$threads"
+check_eq cpu_budget_threads_found 11 "$threads"
 wait_for 60 vms_reach shared_pages 5000 a b || die cpu_budget_merges "only $(vms_sum shared_pages a b) shared pages"
 take_status
 check_eq cpu_budget_default 50 "$(host_value scan_cpu_permille)"

@@ -102,10 +102,10 @@ check_ge no_daemon_installed_line 1 "$(grep -c 'no ballastd is running' "$RUN/er
 # --- no userfaultfd --------------------------------------------------------------------------------
 
 start_daemon || die no_daemon_daemon "ballastd does not start"
-# The control: here it does work, KSM is not told, and the agent has its two threads.
+# The control: here it does work, KSM is not told, and the agent has its five threads.
 run "$RUNNER" "$TOOL" mergeable
 check_eq no_daemon_control_ksm_is_not_told 0 "$(out mg)"
-check_eq no_daemon_control_threads 3 "$(out threads)"
+check_eq no_daemon_control_threads 6 "$(out threads)"
 check_eq no_daemon_control_discard "0 right" "$(out dontneed) $(out content)"
 check_eq no_daemon_control_silent 0 "$(grep -c . "$RUN/err")"
 
@@ -185,7 +185,7 @@ qemu_as_plain old
 # The control again.
 qemu shared "$RUNNER"
 check_eq no_daemon_qemu_control_status 0 $rc
-check_eq no_daemon_qemu_control_agent_threads 2 "$agents"
+check_eq no_daemon_qemu_control_agent_threads 5 "$agents"
 check_eq no_daemon_qemu_control_ksm_is_not_told 0 "$mg"
 stop_daemon
 start "$RUN/mute.out" "$TOOL" mute "$RUN/agent.sock"
