@@ -337,11 +337,21 @@ static int send_done(struct bh_agent *a, u32 seq, u32 nr_segments)
 	return wire_send(a->sock, a->tx, -1, SEND_MS);
 }
 
-/* While pages are out, what comes back is told soon. < 0: nothing to wake up for. */
+/* While pages are out, what comes back is told soon, the last of them too. */
+static bool has_figures(const struct bh_agent *a)
+{
+	if (a->version >= WIRE_SWAP_VERSION &&
+	    (a->swap.medium_bytes != a->swap_told.bytes ||
+	     a->swap.read_pages != a->swap_told.read_pages || a->swap.error != a->swap_told.error))
+		return true;
+	return a->version >= WIRE_PAGER_VERSION &&
+	       (a->pager.pages || a->pager.in_total != a->pager_told.in_total);
+}
+
+/* < 0: nothing to wake up for. */
 static int wait_ms(const struct bh_agent *a, int reads_ms)
 {
-	int pager_ms = a->version >= WIRE_PAGER_VERSION && a->pager.pages ? PAGER_TELL_US / 1000
-									  : -1;
+	int pager_ms = has_figures(a) ? PAGER_TELL_US / 1000 : -1;
 
 	if (reads_ms < 0 || pager_ms < 0)
 		return MAX(reads_ms, pager_ms);
