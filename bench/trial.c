@@ -14,7 +14,7 @@
 #define SETTLED_US 4000000
 #define BEGUN_PART 20
 /* What found nothing is looked at ever more rarely (ksmd/pace.c), and an hour is not like its first
- * seconds: those would be counted 45 times. Then two looks at the rarest: 40 s each. */
+ * seconds: those would be counted 45 times. */
 #define REST_US 20000000
 #define IDLE_US 80000000
 #define LOAD_US 2000000

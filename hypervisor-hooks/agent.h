@@ -150,7 +150,7 @@ struct bh_swap {
 	struct bh_swap_request in[SWAP_QUEUE];
 	u64 wanted_bytes;		   /* of the pool, to be written */
 	bool writing;			   /* one thread does */
-	u64 retry_us;			   /* after a failure: not before then */
+	_Atomic u64 retry_us;		   /* after a failure of writing: not before then */
 	u64 write_pause_us, read_pause_us; /* after failures (swap.c) */
 	_Atomic u64 medium_bytes, written_bytes, read_pages, failures;
 	_Atomic int error; /* of the last failure; 0 once it went well again */

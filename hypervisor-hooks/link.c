@@ -230,6 +230,12 @@ static int tell_pager(struct bh_agent *a, bool at_once)
 	return wire_send(a->sock, a->tx, -1, SEND_MS);
 }
 
+/* Once the pause after a failure is over it is to be tried again: nobody asks for what fails. */
+static s64 swap_error(const struct bh_agent *a)
+{
+	return a->swap.fd < 0 || swap_takes(a) ? 0 : a->swap.error;
+}
+
 static int tell_swap(struct bh_agent *a)
 {
 	const struct wire_swap now = {
@@ -238,7 +244,7 @@ static int tell_swap(struct bh_agent *a)
 		.written_bytes = a->swap.written_bytes,
 		.read_pages = a->swap.read_pages,
 		.failures = a->swap.failures,
-		.error = a->swap.error,
+		.error = swap_error(a),
 	};
 
 	if (memcmp(&now, &a->swap_told, sizeof(now)) == 0)
@@ -342,7 +348,7 @@ static bool has_figures(const struct bh_agent *a)
 {
 	if (a->version >= WIRE_SWAP_VERSION &&
 	    (a->swap.medium_bytes != a->swap_told.bytes ||
-	     a->swap.read_pages != a->swap_told.read_pages || a->swap.error != a->swap_told.error))
+	     a->swap.read_pages != a->swap_told.read_pages || swap_error(a) || a->swap_told.error))
 		return true;
 	return a->version >= WIRE_PAGER_VERSION &&
 	       (a->pager.pages || a->pager.in_total != a->pager_told.in_total);

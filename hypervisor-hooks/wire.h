@@ -206,7 +206,7 @@ struct wire_swap {
 	u64 bytes;    /* in it now */
 	/* Since HELLO's process began. */
 	u64 written_bytes, read_pages, failures;
-	s64 error; /* negative errno of the last failure; 0: it went well since */
+	s64 error; /* negative errno of a failed write, while no other is tried */
 };
 
 /* How long guest accesses waited for the agent, since its process began: bucket i counts those of
