@@ -97,7 +97,7 @@ void swapfile_told(struct vm *vm, const struct wire_swap *s)
 	if (s->error && s->error != vm->swap.error)
 		log_warn_limited(
 			"VM %s: its swap file fails: %s; its pages stay in memory, it is tried "
-				 "again every 10 s",
+			"again every 10 s",
 			vm->name, strerror((int)-s->error));
 	else if (!s->error && vm->swap.error)
 		log_info_limited("VM %s: its swap file is tried again", vm->name);
